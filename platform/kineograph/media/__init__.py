@@ -1,0 +1,1 @@
+"""Reading and writing media: probe, guarded decode, encode, frame sampling, bucket geometry."""

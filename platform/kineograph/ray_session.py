@@ -1,0 +1,34 @@
+"""Start Ray on this machine, or join the cluster that a submitted job runs on."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from kineograph.errors import Failure
+
+
+def start_ray(num_cpus: int | None = None) -> None:
+    """Connect to the cluster named by RAY_ADDRESS (set inside a Ray job), else start Ray here on loopback.
+
+    ``num_cpus`` is how many CPUs a local Ray may use; None takes all. Does nothing when Ray runs already.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=True,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise Failure(f"cannot {where}: {' '.join(str(error).split())[:200]}") from error

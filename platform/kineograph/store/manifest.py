@@ -1,0 +1,108 @@
+"""The manifest: the list of a dataset's shards with their digests. Its digest is the dataset's version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kineograph.config import digest
+from kineograph.errors import UserError
+from kineograph.media.geometry import Bucket
+from kineograph.store.commit import sha256_file, write_json
+from kineograph.store.schema import SCHEMA_VERSION
+
+MANIFEST_NAME = "manifest.json"
+SUCCESS_NAME = "_SUCCESS"
+
+
+class Shard(BaseModel):
+    """One Parquet file of one bucket."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    """Relative to the run directory, with forward slashes."""
+    bucket: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class TextEncoderInfo(BaseModel):
+    """Which encoder made the shards' text embeddings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    width: int
+    max_tokens: int
+
+
+class Manifest(BaseModel):
+    """What a curation run made. ``digest`` covers the shards' contents and nothing of when or where they were made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    recipe_digest: str
+    text_encoder: TextEncoderInfo
+    shards: tuple[Shard, ...]
+    totals: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Version of the dataset: SHA-256 over schema version, text encoder and every shard's path and bytes."""
+        return digest(
+            [
+                self.schema_version,
+                self.text_encoder.model_dump(),
+                [[s.path, s.rows, s.sha256] for s in self.shards],
+            ]
+        )
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """The buckets that hold at least one clip, sorted."""
+        return sorted({Bucket.parse(s.bucket) for s in self.shards})
+
+    def save(self, run: Path) -> None:
+        write_json(run / MANIFEST_NAME, {**self.model_dump(mode="json"), "digest": self.digest})
+
+    @classmethod
+    def load(cls, run: str | Path) -> Manifest:
+        """Read the manifest of a finished curation run. Raises UserError when there is none or it is damaged."""
+        run = Path(run)
+        if not (run / SUCCESS_NAME).is_file():
+            state = "has not finished" if (run / "recipe.yaml").is_file() else "is no curation run"
+            raise UserError(f"{run} {state}: make one with 'kineo data run RECIPE --input DIR --out {run}'")
+        try:
+            raw = json.loads((run / MANIFEST_NAME).read_text(encoding="utf-8"))
+            recorded = raw.pop("digest")
+            manifest = cls.model_validate(raw)
+        except (OSError, ValueError, KeyError, ValidationError) as error:
+            raise UserError(f"{run / MANIFEST_NAME} is damaged: run 'kineo data decide {run}' to write it again") from error
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise UserError(
+                f"{run} was written with shard schema {manifest.schema_version}, this is {SCHEMA_VERSION}: curate again"
+            )
+        if manifest.digest != recorded:
+            raise UserError(f"{run / MANIFEST_NAME} does not match its own digest: it was edited; curate again")
+        return manifest
+
+
+def verify(run: Path, manifest: Manifest) -> Iterator[tuple[Shard, str]]:
+    """Yield every shard with what is wrong with it, "" when its bytes are those of the manifest."""
+    for shard in manifest.shards:
+        path = run / shard.path
+        if not path.is_file():
+            yield shard, "missing"
+        elif path.stat().st_size != shard.bytes:
+            yield shard, f"has {path.stat().st_size} bytes, the manifest says {shard.bytes}"
+        elif sha256_file(path) != shard.sha256:
+            yield shard, "its bytes do not match the manifest's sha256"
+        else:
+            yield shard, ""
