@@ -1,7 +1,8 @@
 """Frames to H.264 in mp4, and contact sheets: the only place that encodes video.
 
-The colours are BT.601 in limited range, and tagged so: a player that reads the tags and one that assumes them for
-small pictures then show the same picture. Encoding runs on one thread, so the same frames give the same bytes.
+The colours are BT.601 in limited range, and tagged so: a player that reads the tags and one that assumes them
+for small pictures then show the same picture. Encoding runs on one thread, so the same frames give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def encode_h264(
     """``frames`` as the bytes of an mp4 file with one H.264 stream.
 
     Args:
-        frames: uint8 RGB, an array (T, H, W, 3) or an iterable of (H, W, 3), all of one size, H and W >= 2. Even
-            sizes are stored as yuv420p; a size with an odd side as yuv444p, so that no pixel is added or lost.
+        frames: uint8 RGB, an array (T, H, W, 3) or an iterable of (H, W, 3), all of one size, H and W >= 2.
+            Even sizes are stored as yuv420p; a size with an odd side as yuv444p, so that no pixel is added or
+            lost.
         fps: frames per second, > 0; a Fraction such as 30000/1001 is kept exactly.
         crf: x264's constant rate factor, 0 (best) to 51.
         preset: x264's preset.
@@ -134,11 +136,11 @@ def contact_sheet(
     """A picture with a row per video: its label at the left, then frames equally spaced in time.
 
     Args:
-        videos: uint8 RGB arrays (T, H, W, 3); they may differ in size and length. A still is a video of T = 1.
+        videos: uint8 RGB arrays (T, H, W, 3); they may differ in size and length; a still has T = 1.
         labels: a text for each video, or None for no label column.
         columns_frames: most frames in a row, >= 1; a shorter video shows each of its frames once.
-        scale: whole factor of nearest-neighbour enlargement; None takes the least that makes a frame's short side
-            at least 96 pixels.
+        scale: whole factor of nearest-neighbour enlargement; None takes the least that makes a frame's short
+            side at least 96 pixels.
 
     Raises ValueError on no videos, an empty one, or labels that are not one per video.
     """

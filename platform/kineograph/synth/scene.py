@@ -1,8 +1,8 @@
-"""The synthetic world: one or two coloured shapes that move over a grey background, with a caption that says so.
+"""The synthetic world: coloured shapes that move over a grey background, and captions that say so.
 
-Lengths are in short sides of the frame and positions count from the top left of its central square, so a scene looks
-the same at every size and aspect. Objects leave at one edge and come back at the other: what the caption says of
-their motion stays true however long the scene is.
+Lengths are in short sides of the frame and positions count from the top left of its central square, so a
+scene looks the same at every size and aspect. Objects leave at one edge and come back at the other: what the
+caption says of their motion stays true however long the scene is.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """One shot of the world; ``seed`` fixes its texture, ``tells_speed`` whether its caption names the speed."""
+    """One shot of the world; ``seed`` fixes its texture, ``tells_speed`` whether captions name the speed."""
 
     seed: int
     objects: tuple[SceneObject, ...]
@@ -123,7 +123,7 @@ def sample_scene(
     textured: float = 0.5,
     unlike: Scene | None = None,
 ) -> Scene:
-    """Draw a scene in which every object differs from its background in luma, and the objects differ in colour.
+    """Draw a scene: every object differs from its background in luma, the objects differ in colour.
 
     Args:
         rng: where the chances come from; the same state gives the same scene.
@@ -262,7 +262,8 @@ def _draw(frame: np.ndarray, item: SceneObject, time: float) -> None:
 def shape_coverage(shape: str, radius: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Share of each pixel, 0..1, that a shape about (0, 0) covers: float32 (len(y), len(x)).
 
-    ``radius`` is that of the disc of equal area; ``x`` and ``y`` are the centres of pixel columns and rows, in pixels.
+    ``radius`` is that of the disc of equal area; ``x`` and ``y`` are the centres of pixel columns and rows,
+    in pixels.
     """
     x, y = x[None, :].astype(np.float32), y[:, None].astype(np.float32)
     if shape == "circle":
