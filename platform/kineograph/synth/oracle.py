@@ -25,8 +25,7 @@ _LEAST_COMPACTNESS = (
 _LEAST_TRAVEL = 0.08  # short sides over the whole video; the slowest object makes 0.26 in 8 frames at 4 fps
 _LEAST_STEADINESS = 0.5  # travel over path: what jumps to and fro moves in no direction
 _LEAST_LIKENESS = 0.75  # correlation of the mean mask with the best template
-_BLURS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # sigma in radii that a template is tried with: generated edges are
-soft
+_BLURS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # sigma in radii; generated edges are soft
 
 _CHROMA_BASIS = np.array([[2, -1, -1], [0, np.sqrt(3), -np.sqrt(3)]], np.float32).T / np.sqrt(6)  # 3 2
 
