@@ -19,9 +19,7 @@ from kineograph.synth.scene import ADVERBS, COLOURS, DIRECTIONS, SHAPES, shape_c
 _LEAST_CHROMA = 45.0  # of about 110..150 that the palette has; the tint of a background stays under 10
 _LEAST_AREA, _MOST_AREA = 0.012, 0.45  # share of the frame that an object covers
 _LEAST_SHARE = 0.22  # of all that is saturated; noise in every hue has a sixth for each
-_LEAST_COMPACTNESS = (
-    0.35  # |first Fourier coefficient| / mass: 0 for what is spread evenly, 0.8 for an object
-)
+_LEAST_COMPACTNESS = 0.35  # |first Fourier coefficient| / mass: 0 for noise, 0.8 for an object
 _LEAST_TRAVEL = 0.08  # short sides over the whole video; the slowest object makes 0.26 in 8 frames at 4 fps
 _LEAST_STEADINESS = 0.5  # travel over path: what jumps to and fro moves in no direction
 _LEAST_LIKENESS = 0.75  # correlation of the mean mask with the best template
@@ -106,9 +104,7 @@ def observe(video: np.ndarray, max_objects: int = 1) -> list[Observation]:
     """
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
         raise ValueError(f"a video is uint8 of shape (T, H, W, 3), not {video.dtype} of shape {video.shape}")
-    masks = _colour_masks(video)
-    least = _LEAST_SHARE * sum(float(mask.sum()) for _, mask in masks)
-    masks = [(name, mask) for name, mask in masks if mask.sum() >= least and _is_object(mask)]
+    masks = [(name, mask) for name, mask in _colour_masks(video) if _is_object(mask)]
     masks.sort(key=lambda named: -float(named[1].sum()))
     seen = [_observe_one(name, mask) for name, mask in masks[:max_objects]]
     return seen or [Observation(None, None, None)]
@@ -125,7 +121,7 @@ def _colour_masks(video: np.ndarray) -> list[tuple[str, np.ndarray]]:
     masks = []
     for index, name in enumerate(names):
         own = (nearest == index) & (strength > _LEAST_CHROMA)
-        if own.mean() < _LEAST_AREA / 4:
+        if own.mean() < max(_LEAST_AREA / 4, _LEAST_SHARE * (strength > _LEAST_CHROMA).mean()):
             continue
         peak = float(np.percentile(strength[own], 75))
         alpha = np.where(nearest == index, projections[..., index], 0) / peak
