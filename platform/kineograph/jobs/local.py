@@ -56,7 +56,7 @@ class LocalJobs:
         self.folder = Path(runs_dir).resolve() / "jobs"
 
     def submit(self, plan: JobPlan, again: bool = False) -> tuple[JobRecord, bool]:
-        """Start ``plan``, or find the job that does the same: its record, and whether it was there already."""
+        """Start ``plan``, or find the job that does the same: its record, and whether it was there before."""
         while True:
             job_id, found = choose_id(plan.job_id, self.get, again)
             if found is not None:

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 # Both override the address that is given to JobSubmissionClient, without a word.
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _UPLOAD_EXCLUDES = ["**/.git", "**/__pycache__", "*.pyc"]
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _KIND_KEY = "kineograph_kind"
 _POLL_S = 0.5
 _CONNECT_LIMIT_S = 5.0
@@ -45,7 +50,7 @@ class RayJobs:
         self._client = _connect(self.address)
 
     def submit(self, plan: JobPlan, again: bool = False) -> tuple[JobRecord, bool]:
-        """Start ``plan``, or find the job that does the same: its record, and whether it was there already."""
+        """Start ``plan``, or find the job that does the same: its record, and whether it was there before."""
         while True:
             known = {record.id: record for record in self.records()}
             job_id, found = choose_id(plan.job_id, known.get, again)
@@ -189,7 +194,7 @@ def _connect(address: str) -> JobSubmissionClient:
         ) from error
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+    for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     with _without_overrides(), _errors_of(address):
         return JobSubmissionClient(address)
