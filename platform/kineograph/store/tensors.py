@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 # dtypes a cell may hold.
-DTYPES = ("float32", "float16", "uint8", "int32", "int64")
+DTYPES = ("float64", "float32", "float16", "uint8", "int32", "int64")
 
 
 def pack(array: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""Which clips stand in which shard, and the actor that writes one with the embeddings of its captions."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kineograph.config import digest
+from kineograph.errors import Failure
+from kineograph.media.geometry import Bucket
+from kineograph.store.commit import write_json
+from kineograph.store.manifest import Shard, TextEncoderInfo
+from kineograph.store.schema import SCHEMA_VERSION
+from kineograph.store.shards import write_shard
+from kineograph.store.tensors import pack
+from pipelines.data.config import CurateConfig
+from pipelines.data.encode import encoded_path, used_span
+from pipelines.data.ledger import Row
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be: where, and its rows without video and embedding, which come from files and the
+    encoder."""
+
+    path: str
+    bucket: str
+    rows: tuple[Row, ...]
+    row_group_size: int
+    text_encoder: str
+
+    @property
+    def key(self) -> str:
+        """Names the shard's bytes: equal keys mean equal bytes."""
+        return digest([SCHEMA_VERSION, asdict(self)])
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard that stands, and who encoded its captions."""
+
+    shard: Shard
+    text_encoder: TextEncoderInfo
+
+
+def plan_shards(clips: list[Row], keys: dict[str, str], config: CurateConfig) -> list[ShardPlan]:
+    """Kept clips by bucket in the order of their ids, ``config.shards.rows`` to a shard.
+
+    ``keys``: clip_id -> key of its encoded bytes.
+    """
+    buckets: dict[str, list[Row]] = defaultdict(list)
+    for clip in clips:
+        if clip["decision"] == "keep":
+            buckets[clip["bucket"]].append(clip)
+    plans = []
+    for name in sorted(buckets, key=Bucket.parse):
+        kept = sorted(buckets[name], key=lambda clip: clip["clip_id"])
+        for number, start in enumerate(range(0, len(kept), config.shards.rows)):
+            rows = kept[start : start + config.shards.rows]
+            plans.append(
+                ShardPlan(
+                    path=f"shards/bucket={name}/part-{number:05d}.parquet",
+                    bucket=name,
+                    rows=tuple(_shard_row(clip, keys[clip["clip_id"]], config.buckets.fps) for clip in rows),
+                    row_group_size=config.shards.row_group_size,
+                    text_encoder=config.text_encoder,
+                )
+            )
+    return plans
+
+
+def _shard_row(clip: Row, key: str, fps: float) -> Row:
+    bucket = Bucket.parse(clip["bucket"])
+    start_s, end_s = clip["start_s"], clip["end_s"]
+    if not bucket.is_image:
+        start_s, end_s = used_span(start_s, end_s, bucket, fps)
+    motion = clip["motion"]
+    return {
+        "clip_id": clip["clip_id"],
+        "source_id": clip["source_id"],
+        "media_type": clip["media_type"],
+        "height": bucket.height,
+        "width": bucket.width,
+        "num_frames": bucket.frames,
+        "fps": 0.0 if bucket.is_image else fps,
+        "caption": clip["caption"],
+        "aesthetic": None,
+        "motion": None if motion != motion else motion,
+        "source_uri": clip["uri"],
+        "start_s": start_s,
+        "end_s": end_s,
+        "key": key,
+    }
+
+
+def already_written(run: Path, plan: ShardPlan) -> WrittenShard | None:
+    """The shard of ``plan`` if it was committed before, and as planned now."""
+    try:
+        record = json.loads(_record_path(run, plan.path).read_text())
+        if record["key"] != plan.key or (run / plan.path).stat().st_size != record["shard"]["bytes"]:
+            return None
+        return WrittenShard(Shard(**record["shard"]), TextEncoderInfo(**record["text_encoder"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remove_stale(run: Path, plans: list[ShardPlan]) -> None:
+    """Delete the shards of earlier plans, so that a folder holds what the manifest lists and nothing else."""
+    wanted = {run / plan.path for plan in plans}
+    for path in sorted((run / "shards").glob("bucket=*/part-*.parquet")):
+        if path not in wanted:
+            path.unlink()
+            _record_path(run, path.relative_to(run).as_posix()).unlink(missing_ok=True)
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+
+
+class ShardWriter:
+    """Writes shards; an actor, because the text encoder takes seconds to load."""
+
+    def __init__(self, run: str, text_encoder: str) -> None:
+        import torch
+
+        from kineograph.models.text import load_text_encoder
+
+        # The number of threads may change the last bits of an embedding, and with them the dataset's version.
+        torch.set_num_threads(1)
+        self.run = Path(run)
+        self.encoder = load_text_encoder(text_encoder)
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Commit the shard of the ShardPlan ``item``; returns its record, also committed beside the work."""
+        plan = ShardPlan(**{**item, "rows": tuple(item["rows"])})
+        embeddings = self.encoder.encode([row["caption"] for row in plan.rows])
+        rows = []
+        for row, embedding in zip(plan.rows, embeddings, strict=True):
+            values = {name: value for name, value in row.items() if name != "key"}
+            video = _encoded(self.run, row["key"])
+            rows.append({**values, "text_embedding": pack(embedding), "latent": None, "video": video})
+        shard = write_shard(self.run, plan.path, plan.bucket, rows, plan.row_group_size)
+        encoder = TextEncoderInfo(
+            name=self.encoder.name, width=self.encoder.width, max_tokens=self.encoder.max_tokens
+        )
+        record = {"key": plan.key, "shard": shard.model_dump(), "text_encoder": encoder.model_dump()}
+        write_json(_record_path(self.run, plan.path), record)
+        return record
+
+
+def _encoded(run: Path, key: str) -> bytes:
+    try:
+        return encoded_path(run, key).read_bytes()
+    except OSError as error:
+        raise Failure(f"{encoded_path(run, key)} is gone: run the same command again") from error
+
+
+def _record_path(run: Path, shard: str) -> Path:
+    return run / "work" / Path(shard).with_suffix(".json")

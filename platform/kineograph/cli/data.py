@@ -1,0 +1,175 @@
+"""`kineo data`: make, curate and inspect datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kineograph.cli.output import emit, json_option, set_option
+
+RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  kineo data synth raw/ --videos 200 --seed 1              raw videos whose truth is known
+  kineo data run demo --input raw/ --out runs/data         from raw files to shards
+  kineo data decide runs/data --set filters.motion.min=0.2 other thresholds, nothing is decoded again
+  kineo data plan runs/data                                what is in which bucket, what is lost and why
+  kineo data verify runs/data                              are all shards as they were written?
+"""
+)
+def data() -> None:
+    """Make, curate and inspect datasets."""
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  kineo data synth raw/ --videos 200 --seed 1
+  kineo data synth raw/ --videos 20 --images 0 --set max_seconds=5 --json
+"""
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--videos", type=int, help="Files to write, of every kind.")
+@click.option("--images", type=float, help="Share of still images, 0..1.")
+@click.option("--seed", type=int, help="The same seed gives the same bytes.")
+@set_option
+@json_option
+def synth(
+    folder: Path,
+    videos: int | None,
+    images: float | None,
+    seed: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Render raw videos whose truth is known into DIR, with captions beside them and truth.json."""
+    from kineograph.config import parse_config
+    from kineograph.synth.corpus import SynthConfig, write_corpus
+
+    given = {"videos": videos, "images": images, "seed": seed}
+    raw = {key: value for key, value in given.items() if value is not None}
+    config = parse_config(raw, SynthConfig, overrides, name="synth")
+    facts = write_corpus(folder, config)
+    made = f"{facts['files']} files, {facts['seconds']:.0f} s of video in {folder}"
+    emit(facts, as_json, f"{made}; {facts['truth']} says what they are")
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  kineo data run demo --input raw/ --out runs/data
+  kineo data run recipe.yaml --set clips.max_seconds=4 --set workers=2
+  kineo data run default --input footage/ --set captions.require=false --json
+A run that was stopped goes on where it was: give the same command again.
+"""
+)
+@click.argument("recipe")
+@click.option(
+    "--input", "source", type=click.Path(path_type=Path), help="Directory or file with the sources."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="runs/data", show_default=True, help="Run directory."
+)
+@set_option
+@json_option
+def run(recipe: str, source: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Curate sources into shards by RECIPE: a YAML file, or the name of one that ships (demo, default)."""
+    import pipelines.data
+    from kineograph.config import find_recipe, load_recipe
+    from pipelines.data.config import CurateConfig
+    from pipelines.data.pipeline import curate
+
+    config = load_recipe(find_recipe(recipe, Path(pipelines.data.__path__[0])), CurateConfig, overrides)
+
+    _emit_summary(curate(config, source, out), as_json)
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  kineo data decide runs/data --set filters.motion.min=0.2
+  kineo data decide runs/data --set 'buckets.sizes=[256x256x16]' --set buckets.fps=8
+"""
+)
+@RUN
+@set_option
+@json_option
+def decide(run: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Decide again on the signals that RUN has stored; only clips that are new are decoded."""
+    from pipelines.data.pipeline import decide as decide_again
+
+    _emit_summary(decide_again(run, overrides), as_json)
+
+
+@data.command(
+    epilog="""\b
+Example:
+  kineo data report runs/data
+"""
+)
+@RUN
+@json_option
+def report(run: Path, as_json: bool) -> None:
+    """Write RUN/report.html again from the ledger, and say where it is."""
+    from pipelines.data.inspect import rewrite_report
+
+    facts = rewrite_report(run)
+    emit(facts, as_json, facts["report"])
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  kineo data verify runs/data
+  kineo data verify runs/data --json
+"""
+)
+@RUN
+@json_option
+def verify(run: Path, as_json: bool) -> int:
+    """Compare every shard of RUN with the manifest; exit 1 and name those that differ."""
+    from kineograph.store.manifest import Manifest
+    from kineograph.store.manifest import verify as compare
+
+    manifest = Manifest.load(run)
+    damaged = [
+        {"shard": shard.path, "problem": problem} for shard, problem in compare(run, manifest) if problem
+    ]
+    facts = {"run": str(run), "digest": manifest.digest, "shards": len(manifest.shards), "damaged": damaged}
+    lines = [f"damaged: {run / entry['shard']}: {entry['problem']}" for entry in damaged]
+    if damaged:
+        lines.append(
+            f"{len(damaged)} of {len(manifest.shards)} shards are damaged: "
+            f"delete them and run 'kineo data decide {run}'"
+        )
+    else:
+        lines.append(f"all {len(manifest.shards)} shards are as they were written ({manifest.digest[:12]})")
+    emit(facts, as_json, "\n".join(lines))
+    return 1 if damaged else 0
+
+
+@data.command(
+    epilog="""\b
+Example:
+  kineo data plan runs/data
+"""
+)
+@RUN
+@json_option
+def plan(run: Path, as_json: bool) -> None:
+    """Show what RUN holds per bucket, and what is lost and why."""
+    from pipelines.data.inspect import plan_facts, plan_text
+
+    facts = plan_facts(run)
+    emit(facts, as_json, plan_text(facts))
+
+
+def _emit_summary(summary: dict[str, Any], as_json: bool) -> None:
+    from pipelines.data.inspect import summary_text
+
+    emit(summary, as_json, summary_text(summary))

@@ -1,0 +1,155 @@
+"""Run a function on a hostile file in a child process with limits, and get JSON or a reason back.
+
+Each process that calls :func:`run_guarded` keeps one small server process, which has imported the function's
+module and forks a child for each call: milliseconds a call, and nothing of the caller (Ray, torch, open
+files) is in the child. Requests and results are JSON over pipes; nothing that comes from a child is ever
+unpickled.
+
+The server ends when its caller does (its input ends), and a child when its server does (parent-death signal,
+and an alarm where the system has none), so a killed run leaves no orphan.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kineograph.config import Config
+from kineograph.errors import Failure
+from kineograph.media.faults import MediaFault
+from kineograph.store.schema import Reason
+
+# One thread per library: parallelism is one source per core, and threads do not survive a fork.
+SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class GuardLimits(Config):
+    """What one call in a child process may use."""
+
+    memory_bytes: int = 3 * 2**30
+    """Address space in bytes (RLIMIT_AS), libraries included; decoding 8K takes about 2 GiB of it."""
+    cpu_s: float = 1800.0
+    """CPU seconds (RLIMIT_CPU); decodes about ten hours of 720p."""
+    wall_s: float = 3600.0
+    """Wall seconds; twice the CPU limit, for cores that are shared."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: its answer, or why there is none."""
+
+    answer: bytes
+    fault: str = ""
+    detail: str = ""
+
+
+_KILLED = Ended(b"", Reason.CRASHED.value, "the guard process was killed twice")
+
+
+def run_guarded(function: str, kwargs: Mapping[str, Any], limits: GuardLimits) -> Any:
+    """Call ``function`` ("package.module:name") with JSON-able ``kwargs`` in a child process; return its JSON
+    result.
+
+    Raises MediaFault: the one that the function raised; unreadable (OSError), timeout (past a time limit),
+    crashed (a signal, out of memory, any other exception). Raises Failure when no child can be started at
+    all.
+    """
+    request = json.dumps(
+        {"function": function, "kwargs": dict(kwargs), "limits": limits.model_dump()}
+    ).encode()
+    # A server that was killed from outside says nothing about the file: ask a fresh one, once.
+    ended = _server().call(request) or _server().call(request) or _KILLED
+    if ended.fault:
+        raise MediaFault(Reason(ended.fault), ended.detail)
+    reply = json.loads(ended.answer)
+    if "fault" in reply:
+        raise MediaFault(Reason(reply["fault"]), reply["detail"])
+    return reply["result"]
+
+
+class _Server:
+    """The caller's end of its server process. Calls from several threads take turns."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._lock = threading.Lock()
+        # Whatever can be imported here can be imported there.
+        environment = {**os.environ, **SINGLE_THREAD, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "kineograph.media.guard_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            # Control-C is the caller's to handle.
+            start_new_session=True,
+        )
+        atexit.register(self.close)
+
+    @property
+    def alive(self) -> bool:
+        return self.pid == os.getpid() and self._process.poll() is None
+
+    def call(self, request: bytes) -> Ended | None:
+        """How the child ended; None when this server was killed meanwhile."""
+        with self._lock:
+            try:
+                write_message(self._process.stdin, request)
+                header = json.loads(read_message(self._process.stdout))
+                answer = read_message(self._process.stdout)
+            except (OSError, EOFError) as error:
+                self._process.kill()
+                code = self._process.wait()
+                if code in (-signal.SIGKILL, -signal.SIGTERM):
+                    return None
+                raise Failure(f"the guard process for media files ended with exit code {code}") from error
+        return Ended(answer, header["fault"], header["detail"])
+
+    def close(self) -> None:
+        if self.pid == os.getpid() and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+_current: _Server | None = None
+_current_lock = threading.Lock()
+
+
+def _server() -> _Server:
+    global _current
+    with _current_lock:
+        if _current is None or not _current.alive:
+            _current = _Server()
+        return _current
+
+
+def write_message(pipe: Any, message: bytes) -> None:
+    """Write ``message`` after its length in 8 bytes."""
+    pipe.write(len(message).to_bytes(8, "big"))
+    pipe.write(message)
+    pipe.flush()
+
+
+def read_message(pipe: Any) -> bytes:
+    """The next message of :func:`write_message`. Raises EOFError when the other end is gone."""
+    length = int.from_bytes(_read_exactly(pipe, 8), "big")
+    return _read_exactly(pipe, length)
+
+
+def _read_exactly(pipe: Any, count: int) -> bytes:
+    data = pipe.read(count)
+    if data is None or len(data) < count:
+        raise EOFError("the other end of the pipe is gone")
+    return bytes(data)
+
+
+def header(ended: Ended) -> bytes:
+    """The line about an ended call that goes before its answer."""
+    return json.dumps({key: value for key, value in asdict(ended).items() if key != "answer"}).encode()

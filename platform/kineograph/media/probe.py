@@ -1,0 +1,225 @@
+"""Open media files that nobody vouches for: allow-lists for containers and codecs, limits, and what the
+header says.
+
+A text file named .mp4 can be a playlist that makes the demuxer read other files. So the demuxer is told which
+formats it may be at all, image formats are picked by their first bytes and never by their name, and the only
+protocol is ``file``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+
+from kineograph.config import Config
+from kineograph.media.faults import MediaFault
+from kineograph.store.schema import Reason
+
+VIDEO_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "matroska,webm",
+    "avi",
+    "mpegts",
+    "mpeg",
+    "flv",
+    "ogg",
+    "gif",
+    "apng",
+)
+
+# First bytes of a still image -> its demuxer. Forced, because the demuxer ffmpeg picks for image names,
+# image2, takes a name such as a%03d.jpg as a pattern and opens other files.
+IMAGE_MAGIC = (
+    (b"\xff\xd8\xff", "jpeg_pipe"),
+    (b"\x89PNG\r\n\x1a\n", "png_pipe"),
+    (b"BM", "bmp_pipe"),
+    (b"II*\x00", "tiff_pipe"),
+    (b"MM\x00*", "tiff_pipe"),
+)
+
+CODECS = frozenset(
+    (
+        "h264",
+        "hevc",
+        "vp8",
+        "vp9",
+        "av1",
+        "libdav1d",
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "msmpeg4v2",
+        "msmpeg4v3",
+        "h263",
+        "flv",
+        "mjpeg",
+        "cinepak",
+        "theora",
+        "prores",
+        "dnxhd",
+        "ffv1",
+        "huffyuv",
+        "utvideo",
+        "qtrle",
+        "rawvideo",
+        "msvideo1",
+        "gif",
+        "apng",
+        "png",
+        "webp",
+        "bmp",
+        "tiff",
+    )
+)
+
+
+class MediaLimits(Config):
+    """The most that a source may be. Past any of these it is rejected with too_large."""
+
+    max_bytes: int = 20 * 2**30
+    """Size of the file in bytes; 20 GiB holds ten hours at 4 Mbit/s."""
+    max_pixels: int = 8192 * 4320
+    """Pixels of a frame; 8K (DCI) is the largest that cameras make."""
+    max_seconds: float = 6 * 3600.0
+    """Length in seconds; the longest films are shorter."""
+    max_streams: int = 64
+    """Streams in the container; files of thousands exist only to exhaust a demuxer."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file's header says. Sizes are those of the coded frame, before rotation."""
+
+    container: str
+    codec: str
+    still: bool
+    """Whether the format can hold one frame only."""
+    width: int
+    height: int
+    fps: float
+    """Declared mean rate; 0 when unknown."""
+    seconds: float
+    """Declared length; 0 when unknown."""
+    frames: int
+    """Declared count; 0 when unknown."""
+
+
+@contextmanager
+def open_video(path: str | Path, limits: MediaLimits) -> Iterator[tuple[Any, Any, Probe]]:
+    """Open ``path`` and yield (container, its first video stream, Probe), ready to decode with one thread.
+
+    Raises MediaFault: unreadable (the bytes cannot be had), not_media (format or codec is not in the
+    allow-lists, or nothing in it is a picture), corrupt (an allowed format that is broken), too_large (past
+    ``limits``).
+    """
+    head = _read_head(path, limits)
+    image_format = _image_format(head)
+    options = {
+        "format_whitelist": ",".join([*VIDEO_FORMATS, *(name for _, name in IMAGE_MAGIC), "webp_pipe"]),
+        "codec_whitelist": ",".join(sorted(CODECS)),
+        "protocol_whitelist": "file",
+        "max_streams": str(limits.max_streams),
+    }
+    try:
+        container = av.open(os.fspath(path), format=image_format, options=options, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise _open_fault(error, head) from error
+    with container:
+        stream = _picture_stream(container)
+        probe = _probe(container, stream, still=image_format is not None)
+        _check_limits(probe, container, limits)
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        # The same key among the container's options is ignored without a word.
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+        yield container, stream, probe
+
+
+def _read_head(path: str | Path, limits: MediaLimits) -> bytes:
+    """The first bytes of a regular file within the size limit."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaFault(Reason.UNREADABLE, "not a regular file")
+        if status.st_size > limits.max_bytes:
+            raise MediaFault(Reason.TOO_LARGE, f"{status.st_size} bytes, the limit is {limits.max_bytes}")
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise MediaFault(Reason.UNREADABLE, error.strerror or "cannot be read") from error
+    if not head:
+        raise MediaFault(Reason.NOT_MEDIA, "the file is empty")
+    return head
+
+
+def _image_format(head: bytes) -> str | None:
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp_pipe"
+    return next((name for magic, name in IMAGE_MAGIC if head.startswith(magic)), None)
+
+
+def _open_fault(error: av.error.FFmpegError, head: bytes) -> MediaFault:
+    if isinstance(error, (PermissionError, FileNotFoundError)) or error.errno == errno.EIO:
+        return MediaFault(Reason.UNREADABLE, error.strerror or str(error))
+    if head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] in (b"RIFF", b"\x1aE\xdf\xa3", b"OggS"):
+        return MediaFault(Reason.CORRUPT, f"the container cannot be read: {error.strerror}")
+    return MediaFault(Reason.NOT_MEDIA, f"no allowed video or image format: {error.strerror}")
+
+
+def _picture_stream(container: Any) -> Any:
+    """The first video stream that is no cover art."""
+    streams = [s for s in container.streams.video if s.codec_context is not None]
+    streams = [s for s in streams if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        raise MediaFault(Reason.NOT_MEDIA, "there is no video stream in an allowed codec")
+    codec = streams[0].codec_context.codec.name
+    if codec not in CODECS:
+        raise MediaFault(Reason.NOT_MEDIA, f"codec {codec} is not in the allow-list")
+    return streams[0]
+
+
+def _probe(container: Any, stream: Any, still: bool) -> Probe:
+    if stream.duration is not None and stream.time_base is not None:
+        seconds = float(stream.duration * stream.time_base)
+    else:
+        seconds = (container.duration or 0) / 1e6
+    rate = stream.average_rate or stream.guessed_rate
+    return Probe(
+        container=container.format.name,
+        codec=stream.codec_context.name,
+        still=still,
+        width=stream.codec_context.width,
+        height=stream.codec_context.height,
+        fps=float(rate) if rate and not still else 0.0,
+        seconds=0.0 if still else max(0.0, seconds),
+        frames=stream.frames,
+    )
+
+
+def _check_limits(probe: Probe, container: Any, limits: MediaLimits) -> None:
+    if len(container.streams) > limits.max_streams:
+        raise MediaFault(
+            Reason.TOO_LARGE, f"{len(container.streams)} streams, the limit is {limits.max_streams}"
+        )
+    check_pixels(probe.width, probe.height, limits)
+    if probe.seconds > limits.max_seconds:
+        raise MediaFault(
+            Reason.TOO_LARGE, f"{probe.seconds:.0f} s declared, the limit is {limits.max_seconds:.0f}"
+        )
+
+
+def check_pixels(width: int, height: int, limits: MediaLimits) -> None:
+    """Raise MediaFault too_large for a frame of more pixels than ``limits`` allow."""
+    if width * height > limits.max_pixels:
+        raise MediaFault(
+            Reason.TOO_LARGE, f"{width}x{height} pixels, the limit is {limits.max_pixels} in all"
+        )
