@@ -85,16 +85,18 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     for number, patience_s in STOP_SIGNALS:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
-        if number == signal.SIGKILL:
+        if number != signal.SIGINT:
             for process in family:
                 with contextlib.suppress(psutil.Error):
-                    process.kill()
+                    process.send_signal(number)
+        # The first word is for the job itself: what it leaves behind need not be waited for.
+        awaited = family[:1] if number == signal.SIGINT else family
         deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
+        while any(_runs(process) for process in awaited) and time.monotonic() < deadline:
             child.poll()
-            if not any(_runs(process) for process in family):
-                return
             time.sleep(0.05)
+        if not any(_runs(process) for process in family):
+            return
 
 
 def _runs(process: psutil.Process) -> bool:
