@@ -90,7 +90,7 @@ def _mux(
     reformatter = VideoReformatter()  # kept for all frames: its tables cost as much as a frame's encoding
     with av.open(target, "w", format="mp4", options=container_options) as container:
         container.metadata.update(metadata or {})
-        # x264's macroblock tree reads memory that it never wrote (core 165): the bytes would differ by chance.
+        # x264's macroblock tree (core 165) reads memory it never wrote: equal frames gave unequal bytes.
         options = {"crf": str(crf), "preset": preset, "mbtree": "0"}
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format

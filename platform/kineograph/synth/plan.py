@@ -177,8 +177,8 @@ def _plan_file(config: SynthConfig, index: int, kind: str, variant: int) -> File
     rng = np.random.default_rng([config.seed, 1, index])
     stem, seed = f"source_{index:05d}", int(rng.integers(2**31))
     if kind == "foreign":
-        detail = FOREIGN_KINDS[variant % len(FOREIGN_KINDS)]
-        return FilePlan(index, f"{stem}.{'avi' if detail == 'zip' else 'mp4'}", kind, seed, detail=detail)
+        foreign = FOREIGN_KINDS[variant % len(FOREIGN_KINDS)]
+        return FilePlan(index, f"{stem}.{'avi' if foreign == 'zip' else 'mp4'}", kind, seed, detail=foreign)
     width, height = _sample_size(rng, config)
     if kind == "image":
         scene = still(_sample(rng, config, None))
