@@ -20,6 +20,8 @@ from kineograph.store.tensors import pack
 ANALYSIS_VERSION = 1
 # Long side in pixels of the frames that are measured.
 SMALL_SIDE = 160
+# Side in pixels of the cells whose means tell a still picture from a moving one.
+CELL_SIDE = 8
 # Luma, 0..255, up to which a pixel is dark: 0.1 as in ffmpeg's blackdetect.
 DARK_LUMA = 25
 MOTION_SAMPLES_PER_SECOND = 2.0
@@ -82,9 +84,10 @@ class FrameScores:
     def __init__(self) -> None:
         self._before: np.ndarray | None = None
         self._levels: np.ndarray | None = None
+        self._cells: np.ndarray | None = None
         self._difference: list[float] = []
         self._palette: list[float] = []
-        self._peak: list[int] = []
+        self._cell: list[float] = []
         self._luma: list[float] = []
         self._dark: list[float] = []
 
@@ -93,26 +96,28 @@ class FrameScores:
         pixels = planes[0].size
         counts = np.stack([cv2.calcHist([p], [0], None, [256], [0, 256]).ravel() for p in planes])
         levels = np.cumsum(counts, axis=1) / pixels
-        if self._before is None or self._levels is None:
+        cells = np.stack([_cell_means(plane) for plane in planes])
+        if self._before is None or self._levels is None or self._cells is None:
             self._difference.append(0.0)
             self._palette.append(0.0)
-            self._peak.append(255)
+            self._cell.append(255.0)
         else:
             change = cv2.absdiff(planes, self._before)
             self._difference.append(float(change.sum(dtype=np.int64)) / pixels)
             # Earth mover's distance between the planes' histograms: what of the difference no motion
             # explains.
             self._palette.append(float(np.abs(levels - self._levels).sum()))
-            self._peak.append(int(change.max()))
+            # Encoding a still picture again moves single pixels by 20 levels, and cells by 2.
+            self._cell.append(float(np.abs(cells - self._cells).max()))
         self._luma.append(float(planes[0].mean()) / 255)
         self._dark.append(float(levels[0, DARK_LUMA]))
-        self._before, self._levels = planes, levels
+        self._before, self._levels, self._cells = planes, levels, cells
 
     def to_json(self) -> dict[str, Any]:
         return {
             "difference": to_json(np.array(self._difference, np.float16)),
             "palette": to_json(np.array(self._palette, np.float16)),
-            "peak": to_json(np.array(self._peak, np.uint8)),
+            "cell": to_json(np.array(self._cell, np.float16)),
             "luma": to_json(np.array(self._luma, np.float16)),
             "dark": to_json(np.array(self._dark, np.float16)),
         }
@@ -171,6 +176,12 @@ class Thumbnails:
 
     def to_json(self) -> list[list[Any]]:
         return [[index, base64.b64encode(jpeg).decode()] for index, jpeg in self._kept]
+
+
+def _cell_means(plane: np.ndarray) -> np.ndarray:
+    """Means of the square cells of ``plane`` (H, W), float32."""
+    size = tuple(max(1, side // CELL_SIDE) for side in plane.shape[::-1])
+    return cv2.resize(plane.astype(np.float32), size, interpolation=cv2.INTER_AREA)
 
 
 def to_json(array: np.ndarray) -> dict[str, Any]:

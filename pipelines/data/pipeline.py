@@ -30,11 +30,11 @@ from pipelines.data.sources import list_sources
 from pipelines.data.work import analyse_source, encode_source, missing_jobs
 from pipelines.data.write import (
     ShardPlan,
-    ShardWriter,
     WrittenShard,
     already_written,
     plan_shards,
     remove_stale,
+    write_planned,
 )
 
 Row = dict[str, Any]
@@ -153,20 +153,20 @@ def _write(run: Path, config: CurateConfig, plans: list[ShardPlan]) -> list[Writ
     """Write the shards that do not stand yet; returns all, in the order of the plan."""
     missing = [asdict(plan) for plan in plans if already_written(run, plan) is None]
     if missing:
-        from ray.data import ActorPoolStrategy
+        from ray.data import TaskPoolStrategy
 
-        from pipelines.data.stages import on_item_actor, run_stage
+        from pipelines.data.stages import OnItem, run_stage
 
-        make = partial(ShardWriter, run=str(run.resolve()), text_encoder=config.text_encoder)
-        # An actor loads the encoder once, in seconds, and then writes a shard in a fraction of one: another
-        # actor pays from some ten shards on.
-        actors = min(config.workers or 2, 1 + len(missing) // 10)
+        function = OnItem(partial(write_planned, run=str(run.resolve())))
+        # A process loads the encoder once, in seconds, and then writes a shard in a fraction of one: another
+        # process pays from some ten shards on.
+        at_a_time = min(config.workers or len(missing), 1 + len(missing) // 10)
         results = run_stage(
             "wrote",
             "shards",
             missing,
             # One CPU: the encoder runs on one thread, so that embeddings are the same to the bit.
-            lambda items: items.map(on_item_actor(make), num_cpus=1, compute=ActorPoolStrategy(size=actors)),
+            lambda items: items.map(function, num_cpus=1, compute=TaskPoolStrategy(size=at_a_time)),
             config.workers,
         )
         deque(results, maxlen=0)

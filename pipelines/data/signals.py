@@ -19,7 +19,7 @@ _ARRAYS = (
     "times",
     "difference",
     "palette",
-    "peak",
+    "cell",
     "luma",
     "dark",
     "motion_first",
@@ -48,8 +48,8 @@ class Analysis:
     0..765."""
     palette: np.ndarray
     """The part of ``difference`` that no motion explains: distance of the planes' histograms, in levels."""
-    peak: np.ndarray
-    """Largest change of a pixel of the small frame in levels, 0..255; 255 for the first frame."""
+    cell: np.ndarray
+    """Largest change of a cell's mean, of 8 x 8 small pixels, in levels 0..255; 255 for the first frame."""
     luma: np.ndarray
     """Mean luma, 0..1."""
     dark: np.ndarray
@@ -90,7 +90,7 @@ class Signals:
 def measure(analysis: Analysis, start: int, end: int, filters: Filters) -> Signals:
     """The signals of frames [``start``, ``end``)."""
     black = analysis.dark[start:end] >= filters.black.picture
-    repeats = analysis.peak[start + 1 : end] <= filters.static.peak
+    repeats = analysis.cell[start + 1 : end] <= filters.static.level
     inside = (analysis.motion_first >= start) & (analysis.motion_second < end)
     first, second = analysis.motion_first[inside], analysis.motion_second[inside]
     speeds = analysis.motion_shift[inside] / (analysis.times[second] - analysis.times[first])

@@ -67,25 +67,6 @@ class OnItem:
         return {"item": json.dumps(result), "error": "", "message": ""}
 
 
-def on_item_actor(make: Callable[[], Callable[[Item], Item]]) -> type[OnItem]:
-    """The same as a class for an actor, which makes its function at its first item.
-
-    A class of its own, for what a constructor is given lies in the object store, where a restarted actor may
-    miss it.
-    """
-
-    class OnItemActor(OnItem):
-        def __init__(self) -> None:
-            super().__init__(self._call)
-            self._made: Callable[[Item], Item] | None = None
-
-        def _call(self, item: Item) -> Item:
-            self._made = self._made or make()
-            return self._made(item)
-
-    return OnItemActor
-
-
 def _as_failure(label: str, error: BaseException) -> KineographError:
     cause = getattr(error, "cause", None) or error.__cause__ or error
     if is_disk_full(cause) or is_disk_full(error) or "No space left on device" in str(error):

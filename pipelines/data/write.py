@@ -1,10 +1,11 @@
-"""Which clips stand in which shard, and the actor that writes one with the embeddings of its captions."""
+"""Which clips stand in which shard, and writing one with the embeddings of its captions."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -118,35 +119,33 @@ def remove_stale(run: Path, plans: list[ShardPlan]) -> None:
                 path.parent.rmdir()
 
 
-class ShardWriter:
-    """Writes shards; an actor, because the text encoder takes seconds to load."""
+def write_planned(item: dict[str, Any], *, run: str) -> dict[str, Any]:
+    """Commit the shard of the ShardPlan ``item`` and then, under work, its record, which is returned."""
+    plan = ShardPlan(**{**item, "rows": tuple(item["rows"])})
+    encoder = _encoder(plan.text_encoder)
+    embeddings = encoder.encode([row["caption"] for row in plan.rows])
+    rows = []
+    for row, embedding in zip(plan.rows, embeddings, strict=True):
+        values = {name: value for name, value in row.items() if name != "key"}
+        video = _encoded(Path(run), row["key"])
+        rows.append({**values, "text_embedding": pack(embedding), "latent": None, "video": video})
+    shard = write_shard(Path(run), plan.path, plan.bucket, rows, plan.row_group_size)
+    info = TextEncoderInfo(name=encoder.name, width=encoder.width, max_tokens=encoder.max_tokens)
+    record = {"key": plan.key, "shard": shard.model_dump(), "text_encoder": info.model_dump()}
+    write_json(_record_path(Path(run), plan.path), record)
+    return record
 
-    def __init__(self, run: str, text_encoder: str) -> None:
-        import torch
 
-        from kineograph.models.text import load_text_encoder
+@lru_cache(maxsize=1)
+def _encoder(name: str) -> Any:
+    """The text encoder, loaded once per process: Ray keeps a stage's processes between its tasks."""
+    import torch
 
-        # The number of threads may change the last bits of an embedding, and with them the dataset's version.
-        torch.set_num_threads(1)
-        self.run = Path(run)
-        self.encoder = load_text_encoder(text_encoder)
+    from kineograph.models.text import load_text_encoder
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Commit the shard of the ShardPlan ``item``; returns its record, also committed beside the work."""
-        plan = ShardPlan(**{**item, "rows": tuple(item["rows"])})
-        embeddings = self.encoder.encode([row["caption"] for row in plan.rows])
-        rows = []
-        for row, embedding in zip(plan.rows, embeddings, strict=True):
-            values = {name: value for name, value in row.items() if name != "key"}
-            video = _encoded(self.run, row["key"])
-            rows.append({**values, "text_embedding": pack(embedding), "latent": None, "video": video})
-        shard = write_shard(self.run, plan.path, plan.bucket, rows, plan.row_group_size)
-        encoder = TextEncoderInfo(
-            name=self.encoder.name, width=self.encoder.width, max_tokens=self.encoder.max_tokens
-        )
-        record = {"key": plan.key, "shard": shard.model_dump(), "text_encoder": encoder.model_dump()}
-        write_json(_record_path(self.run, plan.path), record)
-        return record
+    # The number of threads may change the last bits of an embedding, and with them the dataset's version.
+    torch.set_num_threads(1)
+    return load_text_encoder(name)
 
 
 def _encoded(run: Path, key: str) -> bytes:
