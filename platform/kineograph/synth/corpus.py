@@ -21,7 +21,7 @@ from PIL import Image
 from kineograph.errors import UserError
 from kineograph.media.encode import encode_h264, write_mp4
 from kineograph.progress import Progress
-from kineograph.store.commit import committed, write_bytes, write_json, write_text
+from kineograph.store.commit import committed, remove_leftovers, write_bytes, write_json, write_text
 from kineograph.synth.plan import BadShares, FilePlan, Shot, SynthConfig, plan_corpus
 from kineograph.synth.spoil import foreign_bytes, plan_frames, truncate
 
@@ -53,7 +53,7 @@ def write_corpus(
         first = [plan for plan in plans if plan.kind != "exact_duplicate"]
         copies = [plan for plan in plans if plan.kind == "exact_duplicate"]
         with (
-            ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+            ThreadPoolExecutor(workers or os.cpu_count()) as pool,
             _Quiet() if not progress else Progress("synth", len(plans), "files") as shown,
         ):
             for batch in (first, copies):
@@ -86,9 +86,11 @@ def _is_complete(folder: Path, plans: list[FilePlan], truth: dict[str, Any]) -> 
             return True
         raise UserError(f"{folder} holds a corpus of other settings: give a new folder, or delete this one")
     stems = {Path(plan.name).stem for plan in plans}
+    stems.add(Path(TRUTH_NAME).stem)  # what a killed writer left of it
     strange = [path.name for path in sorted(folder.iterdir()) if path.name.split(".")[0] not in stems]
     if strange:
         raise UserError(f"{folder} holds other files ({strange[0]}): give a new or an empty folder")
+    remove_leftovers(folder)
     return False
 
 

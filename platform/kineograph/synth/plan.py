@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -19,10 +20,10 @@ from kineograph.synth.scene import Scene, caption, sample_scene, still, still_ca
 
 FOREIGN_KINDS = ("text", "ffconcat", "hls", "empty", "zip")
 TRUNCATIONS = ("no_index", "partial")
-_ASPECTS = ((1, 1), (4, 3), (16, 9), (9, 16), (3, 4))
 _REENCODE_CRF = (26, 31)
 
 Share = Field(default=0.04, ge=0, le=1)
+Aspect = Literal["1:1", "4:3", "16:9", "9:16", "3:4"]
 
 
 class BadShares(Config):
@@ -59,6 +60,8 @@ class SynthConfig(Config):
     """Least short side, pixels."""
     max_side: int = Field(default=640, ge=16)
     """Most long side, pixels."""
+    aspects: tuple[Aspect, ...] = Field(default=("1:1", "4:3", "16:9", "9:16", "3:4"), min_length=1)
+    """Width to height, drawn evenly. A square cut out of 16:9 may lose an object from sight for a second."""
     min_seconds: float = Field(default=1.0, gt=0)
     """Length of the shortest video."""
     max_seconds: float = Field(default=20.0, gt=0)
@@ -82,8 +85,9 @@ class SynthConfig(Config):
     def _check(self) -> SynthConfig:
         if self.min_seconds > self.max_seconds:
             raise ValueError("min_seconds is more than max_seconds")
-        if self.min_side * 16 > self.max_side * 9:
-            raise ValueError("max_side must be at least 16/9 of min_side: there are videos of 16:9")
+        longest = max((_ratio(aspect) for aspect in self.aspects), key=lambda ratio: max(ratio) / min(ratio))
+        if self.min_side * max(longest) > self.max_side * min(longest):
+            raise ValueError(f"max_side is too small for a frame of {longest[0]}:{longest[1]} and min_side")
         if min(self.fps) <= 0:
             raise ValueError("fps are positive")
         if self.images + sum(self.bad.model_dump().values()) > 1 + 1e-9:
@@ -200,11 +204,16 @@ def _plan_file(config: SynthConfig, index: int, kind: str, variant: int) -> File
 
 
 def _sample_size(rng: np.random.Generator, config: SynthConfig) -> tuple[int, int]:
-    across, down = _ASPECTS[int(rng.integers(len(_ASPECTS)))]
+    across, down = _ratio(config.aspects[int(rng.integers(len(config.aspects)))])
     least = config.min_side / min(across, down)
     most = config.max_side / max(across, down)
     unit = math.exp(rng.uniform(math.log(least), math.log(most)))
     return 2 * round(across * unit / 2), 2 * round(down * unit / 2)
+
+
+def _ratio(aspect: str) -> tuple[int, int]:
+    across, down = aspect.split(":")
+    return int(across), int(down)
 
 
 def _sample(rng: np.random.Generator, config: SynthConfig, unlike: Scene | None) -> Scene:
