@@ -85,7 +85,7 @@ def plan_job(
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read recipe {recipe}: {error}") from error
     options: list[str] = []
-    for name, value in _with_out(kind, recipe, cluster, paths, cwd).items():
+    for name, value in _with_out(kind, cluster, paths, cwd).items():
         if name not in job_kind.options:
             takes = ", ".join(f"--{option}" for option in job_kind.options)
             raise UserError(f"a {kind} job takes no --{name}, only {takes} and --set")
@@ -119,9 +119,7 @@ def packages_to_ship() -> list[Path]:
     return folders
 
 
-def _with_out(
-    kind: str, recipe: Path, cluster: ClusterConfig, paths: Mapping[str, str], cwd: Path
-) -> dict[str, str]:
+def _with_out(kind: str, cluster: ClusterConfig, paths: Mapping[str, str], cwd: Path) -> dict[str, str]:
     """``paths`` with an --out: a Ray job starts in a folder of its own that vanishes, so it must be told."""
     given = {name: value for name, value in paths.items() if value}
     if "out" in given or (cluster.kind == "local" and cluster.runs_dir is None):
@@ -131,7 +129,7 @@ def _with_out(
             f"where should {cluster.address} write? Give --out, or set runs_dir in the cluster file"
         )
     runs_dir = cluster.runs_dir or str(cwd / "runs")
-    return {**given, "out": f"{runs_dir.rstrip('/')}/{kind}-{recipe.stem}"}
+    return {**given, "out": f"{runs_dir.rstrip('/')}/{kind}"}
 
 
 def _resolve(name: str, value: str, cluster: ClusterConfig, cwd: Path) -> str:

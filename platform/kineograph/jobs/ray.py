@@ -11,6 +11,8 @@ import shlex
 import socket
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,7 @@ class RayJobs:
 
     def __init__(self, cluster: ClusterConfig) -> None:
         self.address = cluster.address.rstrip("/")
-        self._client = _connect(self.address)
+        self._client = _connect(self.address, cluster.is_here)
 
     def submit(self, plan: JobPlan, again: bool = False) -> tuple[JobRecord, bool]:
         """Start ``plan``, or find the job that does the same: its record, and whether it was there before."""
@@ -181,7 +183,7 @@ def runtime_env(plan: JobPlan, staged: str | Path) -> dict[str, Any]:
     return env
 
 
-def _connect(address: str) -> JobSubmissionClient:
+def _connect(address: str, is_here: bool) -> JobSubmissionClient:
     url = urlsplit(address)
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
@@ -192,12 +194,41 @@ def _connect(address: str) -> JobSubmissionClient:
             f"no Ray cluster answers at {address}: start one with 'ray start --head', "
             f"or name another in a cluster file (--cluster FILE)"
         ) from error
+    choose_auth_mode(address, is_here)
     from ray.job_submission import JobSubmissionClient
 
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     with _without_overrides(), _errors_of(address):
         return JobSubmissionClient(address)
+
+
+def choose_auth_mode(address: str, is_here: bool) -> None:
+    """Turn Ray's token authentication on where a cluster on this machine asks for it. Call before importing ray.
+
+    `ray start` asks for tokens on its own as soon as an earlier ``ray.init`` has left one in the user's home,
+    and ``ray.init`` answers with it; Ray's job client does not unless told. A token goes to another machine
+    only when the user says so.
+    """
+    if "RAY_AUTH_MODE" in os.environ or not _asks_for_token(address):
+        return
+    if not is_here:
+        raise Failure(
+            f"the Ray cluster at {address} asks for a token: set RAY_AUTH_MODE=token, with its token"
+        )
+    os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _asks_for_token(address: str) -> bool:
+    try:
+        # The address was checked to be http or https when the cluster file was read.
+        urllib.request.urlopen(f"{address}/api/version", timeout=_CONNECT_LIMIT_S).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code == 401
+    except OSError:
+        return False  # the client's own words say it better
+    return False
 
 
 @contextlib.contextmanager
@@ -212,9 +243,11 @@ def _without_overrides() -> Iterator[None]:
 @contextlib.contextmanager
 def _errors_of(address: str) -> Iterator[None]:
     """Turn what Ray's client raises into one line."""
+    from ray.exceptions import RayError
+
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, OSError) as error:  # requests' errors are OSErrors
+    except (RayError, RuntimeError, ValueError, KeyError, OSError) as error:  # requests' errors are OSErrors
         raise Failure(f"the Ray cluster at {address} refused: {_one_line(error)}") from error
 
 

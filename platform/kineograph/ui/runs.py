@@ -15,6 +15,8 @@ RunKind = Literal["curation", "training", "evaluation"]
 # What a browser may ask for inside a run, in the order of the links.
 SERVED_FILES = ("report.html", "metrics.json", "manifest.json", "train.json", "recipe.yaml")
 
+# What to show first of a manifest's totals.
+_TOTALS = ("sources", "sources ok", "clips", "clips kept", "seconds input", "seconds kept")
 _MAX_DEPTH = 5
 _MAX_NUMBERS = 6
 _MAX_JSON_BYTES = 8 << 20
@@ -69,7 +71,8 @@ def _describe(folder: Path, names: set[str], root: Path) -> Run | None:
         kind, numbers = "training", _scalars(train)
         finished = "_SUCCESS" in names or train.get("finished") is True
     elif "recipe.yaml" in names and ({"manifest.json", "report.html"} & names):
-        kind, numbers = "curation", _scalars(_read_json(folder / "manifest.json").get("totals"))
+        totals = _read_json(folder / "manifest.json").get("totals")
+        kind, numbers = "curation", _first(_scalars(totals), _TOTALS)
         finished = "_SUCCESS" in names
     else:
         return None
@@ -96,9 +99,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _scalars(values: object) -> list[tuple[str, str]]:
+    """The numbers in ``values`` and in the objects right below it."""
     if not isinstance(values, dict):
         return []
-    return [(_label(name), _number(value)) for name, value in values.items() if _is_number(value)]
+    shown = []
+    for name, value in values.items():
+        below = value.items() if isinstance(value, dict) else [("", value)]
+        shown += [
+            (_label(f"{name} {key}".strip()), _number(number)) for key, number in below if _is_number(number)
+        ]
+    return shown
+
+
+def _first(numbers: list[tuple[str, str]], labels: tuple[str, ...]) -> list[tuple[str, str]]:
+    """``numbers`` with those of ``labels`` in front, in their order."""
+    rank = {label: position for position, label in enumerate(labels)}
+    return sorted(numbers, key=lambda number: rank.get(number[0], len(rank)))
 
 
 def _metrics(raw: dict[str, Any]) -> list[tuple[str, str]]:

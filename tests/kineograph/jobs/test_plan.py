@@ -75,8 +75,8 @@ def test_without_out_a_ray_job_writes_into_runs_dir_and_never_into_its_own_folde
     recipe: Path, tmp_path: Path
 ) -> None:
     shared = ELSEWHERE.model_copy(update={"runs_dir": "/shared/runs"})
-    assert plan_job("train", recipe, shared, {}).command[-2:] == ("--out", "/shared/runs/train-tiny")
-    assert plan_job("train", recipe, HERE, {}, cwd=tmp_path).command[-1] == f"{tmp_path}/runs/train-tiny"
+    assert plan_job("train", recipe, shared, {}).command[-2:] == ("--out", "/shared/runs/train")
+    assert plan_job("train", recipe, HERE, {}, cwd=tmp_path).command[-1] == f"{tmp_path}/runs/train"
     with pytest.raises(UserError, match="Give --out"):
         plan_job("train", recipe, ELSEWHERE, {})
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from kineograph.errors import Failure, UserError
 from kineograph.jobs.cluster import ClusterConfig
 from kineograph.jobs.plan import JobPlan
-from kineograph.jobs.ray import RayJobs, runtime_env
+from kineograph.jobs.ray import RayJobs, choose_auth_mode, runtime_env
 from kineograph.jobs.record import JobState
 
 StandIn = Callable[[ClusterConfig, str], JobPlan]
@@ -117,6 +119,39 @@ def test_a_dead_address_is_one_line_that_says_what_to_start() -> None:
             Failure, match=f"no Ray cluster answers at {address}: start one with 'ray start --head'"
         ):
             RayJobs(ClusterConfig(kind="ray", address=address))
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """A server that answers everything with 401, as a Ray dashboard does that asks for tokens."""
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Guard)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_rays_token_goes_to_this_machine_and_to_no_other_unasked(
+    guarded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "RAY_AUTH_MODE"})
+    with pytest.raises(Failure, match="asks for a token"):
+        choose_auth_mode(guarded, is_here=False)
+    assert "RAY_AUTH_MODE" not in os.environ
+    choose_auth_mode(guarded, is_here=True)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    choose_auth_mode(guarded, is_here=True)
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
 def test_only_the_staged_folder_and_the_two_packages_are_uploaded(stand_in: StandIn) -> None:
