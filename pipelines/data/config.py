@@ -63,8 +63,8 @@ class StaticFilter(Config):
     max: float | None = Field(0.9, ge=0, le=1)
     """Most share of repeated frames, 0..1; null allows any."""
     level: float = Field(2.5, ge=0, le=255)
-    """A frame repeats the one before when no cell of it (a twentieth of its long side) changes its mean by more
-    than this many levels of 0..255. Encoding a still picture moves cells by up to 2, a small slow object by 3."""
+    """A frame repeats the one before when no cell of it (a twentieth of its long side) changes its mean by
+    more than so many levels of 0..255. Encoding a still moves cells by 2 at most, slow objects by 3."""
 
 
 class MotionFilter(Config):

@@ -86,7 +86,8 @@ class Decoding:
 
     def warning(self) -> str:
         """What went wrong on the way though frames came out, as one line; "" when nothing did."""
-        parts = [f"{self.bad_packets} packets could not be decoded"] if self.bad_packets else []
+        packets = f"{self.bad_packets} packet{'' if self.bad_packets == 1 else 's'}"
+        parts = [f"{packets} could not be decoded"] if self.bad_packets else []
         if self.broken:
             parts.append(f"the container breaks off: {self.broken}")
         expected = self.probe.seconds
@@ -108,7 +109,7 @@ def frame_times(decoding: Decoding) -> np.ndarray:
     steps = np.diff(np.sort(known))
     steps = steps[steps > 1e-6]
     rate = decoding.probe.fps
-    nominal = float(np.median(steps)) if len(steps) else (1.0 / rate if rate > 0 else 0.04)
+    nominal = float(np.median(steps)) if len(steps) else (1.0 / rate if 0.01 <= rate <= 1000 else 0.04)
     if len(known) == len(stamps):
         times = np.sort(known).astype(np.float64)
     else:
@@ -118,12 +119,10 @@ def frame_times(decoding: Decoding) -> np.ndarray:
         following = times[i + 1 :][times[i + 1 :] > times[i - 1]]
         room = (following[0] - times[i - 1]) / 2 if len(following) else nominal
         times[i] = times[i - 1] + min(nominal, room)
-    if (
-        len(times) > 1 and (np.diff(times) <= 0).any()
-    ):  # stamps beyond mending: the order is all that is known
+    if (np.diff(times) <= 0).any():  # beyond mending: the order is all that is known
         times = np.arange(len(times), dtype=np.float64) * nominal
     last = decoding.last_duration
-    if not 0 < last <= 4 * nominal:
+    if not 0.1 * nominal <= last <= 4 * nominal:
         last = nominal
     return np.append(times, times[-1] + last)
 
@@ -151,7 +150,7 @@ def small_planes(frame: Any, longest: int) -> np.ndarray:
         planes = [_plane(p) for p in small.planes]
         full_range = True
     if not full_range:
-        planes[0] = cv2.LUT(planes[0], _TO_FULL_RANGE)
+        planes = [cv2.LUT(p, table) for p, table in zip(planes, _TO_FULL_RANGE, strict=True)]
     return np.stack([upright(p, frame.rotation) for p in planes])
 
 
@@ -181,4 +180,9 @@ def _plane(plane: Any) -> np.ndarray:
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
-_TO_FULL_RANGE = np.clip(np.round((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+def _stretch(zero: int, levels: int, to: int) -> np.ndarray:
+    """The table that maps ``zero`` to ``to`` and ``levels`` of limited range to 255."""
+    return np.clip(np.round((np.arange(256) - zero) * (255 / levels) + to), 0, 255).astype(np.uint8)
+
+
+_TO_FULL_RANGE = (_stretch(16, 219, 0), _stretch(128, 224, 128), _stretch(128, 224, 128))

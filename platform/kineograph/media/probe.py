@@ -177,6 +177,8 @@ def _open_fault(error: av.error.FFmpegError, head: bytes) -> MediaFault:
 
 def _picture_stream(container: Any) -> Any:
     """The first video stream that is no cover art."""
+    if not any(stream.type in ("video", "audio", "subtitle") for stream in container.streams):
+        raise MediaFault(Reason.CORRUPT, "the container holds no whole stream")
     streams = [s for s in container.streams.video if s.codec_context is not None]
     streams = [s for s in streams if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
