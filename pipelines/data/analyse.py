@@ -27,7 +27,7 @@ DARK_LUMA = 25
 MOTION_SAMPLES_PER_SECOND = 2.0
 # Least seconds between the frames of a flow sample: at 60 fps neighbours differ by less than the flow's own
 # noise.
-MOTION_STEP_S = 0.08
+MOTION_STEP_S = 0.04
 # DIS matches patches of 8 pixels on a pyramid; a smaller frame has none.
 MOTION_LEAST_SIDE = 16
 # Thumbnails of a source: one a second, thinned out evenly when there are more than this.

@@ -25,22 +25,23 @@ class Span:
 def find_cuts(analysis: Analysis, cuts: Cuts) -> np.ndarray:
     """Indices of the frames that start a new shot, ascending, without 0.
 
-    A cut is a frame whose difference passes the floor and is a multiple of its neighbours': fast motion is
-    large in the neighbours too.
+    A cut is a frame whose difference, or the part of it that no motion explains, passes the floor and is a
+    multiple of its neighbours': fast motion is large in the neighbours too.
     """
-    score = analysis.difference.astype(np.float64)
-    count = len(score)
-    if count < 2:
-        return np.zeros(0, np.int64)
-    score = score.copy()
-    score[0] = np.nan  # it has no frame before
-    window = cuts.window
-    padded = np.pad(score, window, constant_values=np.nan)
+    is_cut = _peaks(analysis.difference, cuts) | _peaks(analysis.palette, cuts)
+    return np.flatnonzero(is_cut)
+
+
+def _peaks(scores: np.ndarray, cuts: Cuts) -> np.ndarray:
+    """Which of ``scores`` (frames,) pass the floor and the ratio to the mean of their neighbours. Never the first."""
+    scores = scores.astype(np.float64)
+    count, window = len(scores), cuts.window
+    scores[0] = np.nan  # it has no frame before
+    padded = np.pad(scores, window, constant_values=np.nan)
     around = np.stack([padded[window + k : window + k + count] for k in range(-window, window + 1) if k])
     present = ~np.isnan(around)
     neighbours = np.where(present, around, 0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
-    is_cut = (score >= cuts.floor) & (score >= cuts.ratio * neighbours)
-    return np.flatnonzero(is_cut)
+    return (scores >= cuts.floor) & (scores >= cuts.ratio * neighbours)
 
 
 def split(analysis: Analysis, cuts: Cuts, clips: Clips) -> list[Span]:

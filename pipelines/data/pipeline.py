@@ -107,9 +107,7 @@ def _finish(run: Path, config: CurateConfig, began: float) -> Row:
 
 def _analyse(run: Path, config: CurateConfig, sources: list[Row]) -> list[Row]:
     """Hash and measure every source once; its analysis is committed under work/analysis."""
-    from ray.data import TaskPoolStrategy
-
-    from pipelines.data.stages import OnItem, run_stage
+    from pipelines.data.stages import OnItem, at_a_time, run_stage
 
     function = OnItem(partial(analyse_source, run=str(run.resolve()), config=config))
     results = run_stage(
@@ -118,7 +116,7 @@ def _analyse(run: Path, config: CurateConfig, sources: list[Row]) -> list[Row]:
         sources,
         # One CPU: the child decodes with one thread, for a source per core scales better than threads within
         # one. No memory is asked of Ray: the child has a limit of its own.
-        lambda items: items.map(function, num_cpus=1, compute=TaskPoolStrategy(size=config.workers)),
+        lambda items: items.map(function, num_cpus=1, compute=at_a_time(config.workers, len(sources))),
         config.workers,
     )
     return list(results)
@@ -133,9 +131,7 @@ def _encode(run: Path, config: CurateConfig, jobs: dict[str, list[ClipJob]]) -> 
     ]
     if not sources:
         return
-    from ray.data import TaskPoolStrategy
-
-    from pipelines.data.stages import OnItem, run_stage
+    from pipelines.data.stages import OnItem, at_a_time, run_stage
 
     function = OnItem(partial(encode_source, run=str(run.resolve()), config=config))
     results = run_stage(
@@ -143,7 +139,7 @@ def _encode(run: Path, config: CurateConfig, jobs: dict[str, list[ClipJob]]) -> 
         "sources",
         sources,
         # One CPU: decoder and x264 run on one thread and take turns.
-        lambda items: items.map(function, num_cpus=1, compute=TaskPoolStrategy(size=config.workers)),
+        lambda items: items.map(function, num_cpus=1, compute=at_a_time(config.workers, len(sources))),
         config.workers,
     )
     deque(results, maxlen=0)
@@ -153,20 +149,18 @@ def _write(run: Path, config: CurateConfig, plans: list[ShardPlan]) -> list[Writ
     """Write the shards that do not stand yet; returns all, in the order of the plan."""
     missing = [asdict(plan) for plan in plans if already_written(run, plan) is None]
     if missing:
-        from ray.data import TaskPoolStrategy
-
-        from pipelines.data.stages import OnItem, run_stage
+        from pipelines.data.stages import OnItem, at_a_time, run_stage
 
         function = OnItem(partial(write_planned, run=str(run.resolve())))
         # A process loads the encoder once, in seconds, and then writes a shard in a fraction of one: another
         # process pays from some ten shards on.
-        at_a_time = min(config.workers or len(missing), 1 + len(missing) // 10)
+        processes = min(config.workers or len(missing), 1 + len(missing) // 10)
         results = run_stage(
             "wrote",
             "shards",
             missing,
             # One CPU: the encoder runs on one thread, so that embeddings are the same to the bit.
-            lambda items: items.map(function, num_cpus=1, compute=TaskPoolStrategy(size=at_a_time)),
+            lambda items: items.map(function, num_cpus=1, compute=at_a_time(processes, len(missing))),
             config.workers,
         )
         deque(results, maxlen=0)

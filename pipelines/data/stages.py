@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import OutOfDiskError, RayError
 
 from kineograph.errors import DiskFullError, Failure, KineographError, UserError, is_disk_full
 from kineograph.progress import Progress
@@ -20,6 +21,8 @@ from kineograph.ray_session import start_ray
 MOST_BLOCKS = 512
 
 _ERRORS: dict[str, type[KineographError]] = {e.__name__: e for e in (DiskFullError, Failure, UserError)}
+
+DISK_FULL = "the disk is full: free some space and run the same command again, what is done is kept"
 
 Item = dict[str, Any]
 
@@ -38,22 +41,28 @@ def run_stage(
     """
     start_ray(workers)
     _quieten()
-    rows = [{"item": json.dumps(item), "error": "", "message": ""} for item in items]
+    rows = [{"item": json.dumps(item)} for item in items]
     dataset = stage(ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)))
     try:
         with Progress(label, len(items), unit) as progress:
             for row in dataset.iter_rows():
                 if row["error"]:
-                    raise _ERRORS[row["error"]](row["message"])
+                    raise _ERRORS[row["error"]](row["message"]) from WorkerTrace(row["trace"])
                 progress.update()
                 yield json.loads(row["item"])
     except RayError as error:
         raise _as_failure(label, error) from error
 
 
+class WorkerTrace(Exception):
+    """The trace of an exception in a worker, for --debug."""
+
+
 class OnItem:
-    """A function from item to item as one from row to row. Items travel as JSON, errors for the user as
-    values."""
+    """A function from item to item as one from row to row. Items travel as JSON, and errors as values.
+
+    An exception that leaves a Ray task reaches the driver as text among Ray's own; a value arrives as it is.
+    """
 
     def __init__(self, function: Callable[[Item], Item]) -> None:
         self.function = function
@@ -63,19 +72,28 @@ class OnItem:
             result = self.function(json.loads(row["item"]))
         except KineographError as error:
             kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
-            return {"item": "", "error": kind, "message": str(error)}
-        return {"item": json.dumps(result), "error": "", "message": ""}
+            return {"item": "", "error": kind, "message": str(error), "trace": ""}
+        except Exception as error:  # noqa: BLE001 - it is raised again where the results are read
+            full = is_disk_full(error)
+            what = f"a worker failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            message = DISK_FULL if full else what
+            kind = DiskFullError.__name__ if full else Failure.__name__
+            return {"item": "", "error": kind, "message": message, "trace": traceback.format_exc()}
+        return {"item": json.dumps(result), "error": "", "message": "", "trace": ""}
 
 
-def _as_failure(label: str, error: BaseException) -> KineographError:
-    cause = getattr(error, "cause", None) or error.__cause__ or error
-    if is_disk_full(cause) or is_disk_full(error) or "No space left on device" in str(error):
-        return DiskFullError(
-            "the disk is full: free some space and run the same command again, what is done is kept"
-        )
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    what = lines[-1] if lines else type(cause).__name__
-    return Failure(f"{label} failed in a worker: {what[:300]} (--debug shows the trace)")
+def at_a_time(workers: int | None, items: int) -> ray.data.TaskPoolStrategy:
+    """At most ``workers`` tasks at a time, and as many as there are CPUs when it is None."""
+    return ray.data.TaskPoolStrategy(size=workers and min(workers, items))
+
+
+def _as_failure(label: str, error: RayError) -> KineographError:
+    """What Ray itself gave up on."""
+    if isinstance(error, OutOfDiskError) or "No space left on device" in str(error):
+        return DiskFullError(DISK_FULL)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    what = lines[0][:300] if lines else type(error).__name__
+    return Failure(f"Ray gave up on what is {label}: {what} (--debug shows the trace)")
 
 
 def _quieten() -> None:

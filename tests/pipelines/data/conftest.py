@@ -1,4 +1,4 @@
-"""A small raw corpus of every kind of file, made here, and one run over it that the tests of the ledger share."""
+"""A small raw corpus of every kind of file, made here, and one run over it that several tests share."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ def moving_square(seconds, fps=10, height=64, width=96, ground=60, ink=220, spee
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory):
-    """Good: two.mp4 (a cut at 3 s), tall.mp4, bikes.mp4 (real), photo.png. The others are what their names say."""
+    """Good are two (a cut at 3 s), sub_tall, bikes (real), photo; the others are what their names say."""
     folder = tmp_path_factory.mktemp("raw")
     two = np.concatenate([moving_square(3), moving_square(4, ground=180, ink=40)])
     write_mp4(folder / "two.mp4", two, 10)

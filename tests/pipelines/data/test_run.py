@@ -1,4 +1,4 @@
-"""The whole run on real files with real Ray: the ledger, the shards, and what a kill or a worker changes: nothing."""
+"""The whole run on real files with real Ray: its ledger and shards, and that a kill changes nothing."""
 
 import os
 import signal
@@ -105,7 +105,11 @@ def test_shards_hold_the_kept_clips_at_their_bucket_s_size(finished, ledger):
     assert Counter(e.bucket for e in entries) == summary["totals"]["buckets"]
     for row in reader.read([entry.address for entry in entries]):
         bucket = Bucket.parse(kept[row["clip_id"]]["bucket"])
-        assert (row["height"], row["width"], row["num_frames"]) == (bucket.height, bucket.width, bucket.frames)
+        assert (row["height"], row["width"], row["num_frames"]) == (
+            bucket.height,
+            bucket.width,
+            bucket.frames,
+        )
         assert row["caption"] == kept[row["clip_id"]]["caption"]
         assert unpack(row["text_embedding"]).shape[1] == reader.manifest.text_encoder.width
         frames = decode(row["video"])
@@ -119,10 +123,10 @@ def test_a_written_clip_shows_its_own_span_at_the_bucket_s_rate(finished, ledger
     address = next(e.address for e in reader.index() if e.clip_id == clip["clip_id"])
     (row,) = reader.read([address])
     frames = decode(row["video"])
-    # Ground 180, and a dark square that moves 20 pixels of 107 a second to the right: 7.5 of 40 with two a frame.
+    # Ground 180, and a dark square that moves 20 pixels of 107 a second to the right.
     assert np.abs(frames[:, 0, 0].astype(int) - 180).max() < 12
     centres = [np.average(np.arange(40), weights=255.0 - f.mean(axis=(0, 2))) for f in frames]
-    assert all(b > a for a, b in zip(centres, centres[1:], strict=False))
+    assert (np.diff(centres) > 0).all()
     assert (row["end_s"] - row["start_s"], row["fps"]) == (pytest.approx(2.0), 4.0)
 
 
@@ -166,7 +170,9 @@ def test_deciding_again_decodes_nothing_and_drops_what_no_longer_passes(own_run,
     assert 0 < summary["totals"]["clips_kept"] < finished[1]["totals"]["clips_kept"]
     assert summary["totals"]["clips_rejected"]["motion_low"] > 0
     manifest = Manifest.load(own_run)
-    assert {str(p.relative_to(own_run)) for p in own_run.glob("shards/*/*")} == {s.path for s in manifest.shards}
+    assert {str(p.relative_to(own_run)) for p in own_run.glob("shards/*/*")} == {
+        s.path for s in manifest.shards
+    }
     back = pipeline.decide(own_run, ["filters.motion.min=null"])
     assert back["digest"] == finished[1]["digest"]
 
@@ -197,7 +203,9 @@ def test_a_clip_that_cannot_be_decoded_again_is_rejected(raw, recipe, ray_of_two
 
 
 def test_nothing_kept_leaves_ledger_and_report_and_says_why(raw, recipe, ray_of_two, tmp_path):
-    with pytest.raises(UserError, match=r"nothing was kept: 1 source, 1 rejected \(1 not_media\); see .*report.html"):
+    with pytest.raises(
+        UserError, match=r"nothing was kept: 1 source, 1 rejected \(1 not_media\); see .*report.html"
+    ):
         pipeline.curate(recipe, raw / "list.mp4", tmp_path / "run")
     assert read_ledger(tmp_path / "run")[0][0]["reason"] == "not_media"
     assert (tmp_path / "run" / "report.html").is_file()
@@ -262,9 +270,9 @@ def test_a_bug_in_a_worker_is_one_line_too(ray_of_two):
     def bug(item):
         return item["missing"]
 
-    with pytest.raises(Failure, match="tried failed in a worker: KeyError: 'missing'") as caught:
+    with pytest.raises(Failure, match=r"^a worker failed: KeyError: 'missing'$") as caught:
         list(run_stage("tried", "things", [{"name": "x"}], lambda items: items.map(OnItem(bug)), 2))
-    assert "\n" not in str(caught.value)
+    assert 'return item["missing"]' in str(caught.value.__cause__)
 
 
 def test_a_full_disk_in_a_worker_comes_out_as_such(ray_of_two, tmp_path):

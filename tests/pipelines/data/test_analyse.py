@@ -1,0 +1,129 @@
+"""What the one pass measures, on pictures whose measures are known."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kineograph.media.encode import write_mp4
+from kineograph.media.probe import MediaLimits
+from pipelines.data import signals
+from pipelines.data.analyse import analyse
+from pipelines.data.clips import find_cuts
+from pipelines.data.config import Cuts, Filters
+
+
+def analysed(path):
+    return signals.parse(analyse(str(path), MediaLimits().model_dump()))
+
+
+def measured(path):
+    found = analysed(path)
+    return signals.measure(found, 0, found.frames, Filters())
+
+
+def texture(height, width):
+    """Smooth noise that optical flow can follow."""
+    import cv2
+
+    noise = np.random.default_rng(0).integers(0, 255, (height // 24 + 1, width // 24 + 1, 3), np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def panning(pixels_per_second, fps=20, seconds=2, height=120, width=160):
+    wide = texture(height, width * 4)
+    return np.stack(
+        [
+            wide[:, offset : offset + width]
+            for offset in (np.arange(fps * seconds) * pixels_per_second / fps).astype(int)
+        ]
+    )
+
+
+def tinted(frames, colour):
+    return (frames * 0.4 + np.array(colour)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("speed", [20, 60, 160])
+def test_motion_is_in_frame_diagonals_per_second(tmp_path, speed):
+    write_mp4(tmp_path / "a.mp4", panning(speed), 20)
+    assert measured(tmp_path / "a.mp4").motion == pytest.approx(speed / 200, rel=0.15)
+
+
+def test_motion_does_not_depend_on_size_or_rate(tmp_path):
+    write_mp4(tmp_path / "a.mp4", panning(60), 20)
+    write_mp4(tmp_path / "b.mp4", np.repeat(np.repeat(panning(60, fps=40), 2, axis=1), 2, axis=2), 40)
+    assert measured(tmp_path / "b.mp4").motion == pytest.approx(measured(tmp_path / "a.mp4").motion, rel=0.1)
+
+
+def test_a_still_picture_is_static_and_one_that_moves_is_not(tmp_path):
+    write_mp4(tmp_path / "a.mp4", np.repeat(panning(0, seconds=1)[:1], 30, axis=0), 10)
+    write_mp4(tmp_path / "b.mp4", panning(20), 20)
+    assert measured(tmp_path / "a.mp4").static == 1.0
+    assert measured(tmp_path / "b.mp4").static == 0.0
+
+
+def test_black_is_a_share_of_frames(tmp_path):
+    frames = panning(20)
+    frames[:10] = 5
+    write_mp4(tmp_path / "a.mp4", frames, 20)
+    assert measured(tmp_path / "a.mp4").black == pytest.approx(0.25, abs=0.03)
+
+
+def test_fast_motion_is_no_cut_and_a_cut_in_it_is_found(tmp_path):
+    scenes = [tinted(panning(400, seconds=1), colour) for colour in ((30, 30, 60), (90, 120, 100))]
+    write_mp4(tmp_path / "a.mp4", np.concatenate(scenes), 20)
+    assert find_cuts(analysed(tmp_path / "a.mp4"), Cuts()).tolist() == [20]
+
+
+def test_cuts_are_those_of_pyscenedetect(tmp_path):
+    detect = pytest.importorskip("scenedetect")
+    speeds, colours = [10, 40, 0, 20], [(130, 20, 20), (20, 130, 30), (20, 20, 150), (140, 140, 10)]
+    scenes = [tinted(panning(s, seconds=2, fps=10), c) for s, c in zip(speeds, colours, strict=True)]
+    write_mp4(tmp_path / "a.mp4", np.concatenate(scenes), 10)
+    found = detect.detect(str(tmp_path / "a.mp4"), detect.AdaptiveDetector())
+    theirs = [start.frame_num for start, _ in found][1:]
+    assert find_cuts(analysed(tmp_path / "a.mp4"), Cuts()).tolist() == theirs == [20, 40, 60]
+
+
+def test_a_still_image_has_one_frame_and_no_seconds(tmp_path):
+    Image.fromarray(texture(40, 60)).save(tmp_path / "a.jpg")
+    found = analysed(tmp_path / "a.jpg")
+    assert (found.media_type, found.frames, found.seconds, found.width, found.height) == (
+        "image",
+        1,
+        0.0,
+        60,
+        40,
+    )
+    measures = signals.measure(found, 0, 1, Filters())
+    assert np.isnan(measures.motion)
+    assert np.isnan(measures.static)
+
+
+def test_an_animated_gif_is_a_video_and_a_still_one_an_image(tmp_path):
+    pictures = [Image.fromarray(frame) for frame in panning(60, fps=10, seconds=1)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=100)
+    pictures[0].save(tmp_path / "b.gif")
+    moving, still = analysed(tmp_path / "a.gif"), analysed(tmp_path / "b.gif")
+    assert (moving.media_type, moving.frames) == ("video", 10)
+    assert moving.seconds == pytest.approx(1.0, abs=0.05)
+    assert (still.media_type, still.frames) == ("image", 1)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (16, 400), (400, 16), (63, 65)])
+def test_odd_and_tiny_frames_are_measured(tmp_path, size):
+    frames = np.random.default_rng(0).integers(0, 255, (10, *size, 3), np.uint8)
+    write_mp4(tmp_path / "a.mp4", frames, 10)
+    found = analysed(tmp_path / "a.mp4")
+    assert (found.height, found.width, found.frames) == (*size, 10)
+
+
+def test_an_analysis_survives_its_file(tmp_path):
+    write_mp4(tmp_path / "a.mp4", panning(20), 20)
+    result = analyse(str(tmp_path / "a.mp4"), MediaLimits().model_dump())
+    for name in ("one", "two"):
+        signals.save(tmp_path / name, {"result": result})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    again = signals.parse(signals.load(tmp_path / "one")["result"])
+    np.testing.assert_array_equal(again.times, signals.parse(result).times)
+    assert again.thumbnails[0][1][:2] == b"\xff\xd8"
