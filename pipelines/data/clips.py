@@ -33,7 +33,7 @@ def find_cuts(analysis: Analysis, cuts: Cuts) -> np.ndarray:
 
 
 def _peaks(scores: np.ndarray, cuts: Cuts) -> np.ndarray:
-    """Which of ``scores`` (frames,) pass the floor and the ratio to the mean of their neighbours. Never the first."""
+    """Which of ``scores`` (frames,) pass the floor and the ratio to their neighbours; never the first."""
     scores = scores.astype(np.float64)
     count, window = len(scores), cuts.window
     scores[0] = np.nan  # it has no frame before

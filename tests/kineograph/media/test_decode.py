@@ -80,7 +80,8 @@ def test_whatever_the_stamps_times_start_at_zero_and_ascend(stamps, fps, last):
 
 
 def test_stamps_out_of_order_are_sorted():
-    decoding = SimpleNamespace(pts=[0.0, 0.101, 0.067, 0.134], last_duration=0.033, probe=SimpleNamespace(fps=30))
+    probe = SimpleNamespace(fps=30)
+    decoding = SimpleNamespace(pts=[0.0, 0.101, 0.067, 0.134], last_duration=0.033, probe=probe)
     np.testing.assert_allclose(frame_times(decoding), [0, 0.067, 0.101, 0.134, 0.167])
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kineograph.media.geometry import Bucket, kept_fraction, needs_upscale
 from kineograph.store.schema import Reason
 from pipelines.data.config import CurateConfig
-from pipelines.data.decide import Candidate, best_bucket, decide
+from pipelines.data.decide import TIME_TOLERANCE_S, Candidate, best_bucket, decide
 from pipelines.data.signals import Signals
 
 NAN = float("nan")
@@ -110,7 +110,9 @@ def test_no_other_bucket_that_fits_keeps_more(width, height, seconds):
     fitting = [
         b
         for b in CONFIG.buckets.parsed
-        if not b.is_image and not needs_upscale(width, height, b) and b.seconds(8) <= seconds
+        if not b.is_image
+        and not needs_upscale(width, height, b)
+        and b.seconds(8) <= seconds + TIME_TOLERANCE_S
     ]
     best = best_bucket(candidate, CONFIG)
     if fitting:
