@@ -1,0 +1,555 @@
+"""MLflow, for training that must not notice when it is gone. The only file that imports mlflow.
+
+Calls put an entry into a queue and return. One daemon thread sends them in batches. While MLflow does not
+answer, entries go to RUN/tracking-spool.jsonl, in order, and are sent from there when it answers again, at
+the latest by the next :meth:`Tracker.start` of the same run.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from kineograph.errors import Failure, UserError
+from kineograph.progress import say
+from kineograph.store.commit import write_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SPOOL_NAME = "tracking-spool.jsonl"
+STORE_NAME = "mlflow.db"
+ARTIFACTS_NAME = "mlartifacts"
+
+_MOST_METRICS, _MOST_PARAMS = 1000, 100  # of one log_batch request
+_LONGEST_VALUE, _LONGEST_TAG = 500, 5000  # characters; what older servers take
+_LONGEST_DIGEST = 32
+_GATHER_S = 0.5  # entries of so long go together
+_LONGEST_PAUSE_S = 30.0  # between attempts to reach a server that is gone
+_REFUSALS = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+}
+_ENVIRONMENT = {  # MLflow's own defaults wait for minutes; what the user has set stands
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+Entry = dict[str, Any]
+"""One thing to send: ``op`` says what it is. All of it is JSON but an image, which becomes PNG in base64."""
+
+
+def default_uri(run_dir: Path) -> str:
+    """MLFLOW_TRACKING_URI if set, else sqlite in mlflow.db beside the run directory.
+
+    Raises UserError when that folder's path cannot stand in a URI of sqlite.
+    """
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        return given
+    folder = Path(run_dir).resolve().parent
+    if "?" in str(folder):  # SQLAlchemy takes what follows for options and knows no escape
+        raise UserError(f"MLflow's store cannot lie in {folder}: use a path without a question mark")
+    return f"sqlite:///{folder / STORE_NAME}"
+
+
+class Tracker:
+    """One MLflow run. Only start, flush and finish wait for MLflow, and not for long; none raises for it.
+
+    As a context manager it finishes the run, as FAILED when the block raised.
+    """
+
+    def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None, run_dir: Path) -> None:
+        self.uri = uri
+        self._wanted = (experiment, run_name, run_id)
+        self._run_id: str | None = None
+        self._store: _Store | None = None
+        self._spool = Path(run_dir) / SPOOL_NAME
+        self._behind = self._spool.is_file()
+        self._changed = threading.Condition()  # guards what follows; never held during input or output
+        self._queue: deque[Entry] = deque()
+        self._finishing = self._abandoned = False
+        self._files = threading.Lock()  # guards the spool file and _batch
+        self._batch: list[Entry] = []
+        self._tried, self._done = threading.Event(), threading.Event()
+        self._retry_at, self._pause_s = 0.0, 1.0
+        self._said: set[str] = set()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+
+    @classmethod
+    def start(
+        cls,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        run_id: str | None = None,
+        *,
+        run_dir: Path,
+        wait_s: float | None = None,
+    ) -> Tracker:
+        """Start a run, or resume ``run_id``; a new one is started where ``run_id`` is not known.
+
+        Returns when MLflow has answered or failed once, at the latest after ``wait_s`` seconds: by default 10
+        for a server, and 60 for a database, whose tables may have to be made. Until MLflow answers,
+        :attr:`run_id` is None.
+        """
+        tracker = cls(uri, experiment, run_name, run_id, run_dir)
+        tracker._thread.start()
+        tracker._tried.wait((10 if uri.startswith("http") else 60) if wait_s is None else wait_s)
+        return tracker
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish("FAILED" if kind else "FINISHED")
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None until MLflow has answered."""
+        return self._run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log a recipe; nested mappings become dotted keys, long values are cut.
+
+        MLflow's parameters cannot change: what differs on a resumed run becomes the tag ``resumed.KEY``.
+        """
+        self._put(op="params", params={_name(k): _value(v) for k, v in _flat(params)})
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log numbers at an optimizer step, with the time of this call."""
+        values = {_name(key): float(value) for key, value in metrics.items()}
+        self._put(op="metrics", metrics=values, step=int(step), time=_now())
+
+    def log_dataset(
+        self,
+        name: str,
+        digest: str,
+        source: str | Path,
+        context: str = "training",
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log the dataset that is read. MLflow's digest is its first 32 characters; the tags hold it all."""
+        texts = {k: str(v) for k, v in (tags or {}).items()}
+        self._put(op="dataset", name=name, digest=digest, source=str(source), context=context, tags=texts)
+
+    def log_file(self, path: Path, artifact_path: str = "") -> None:
+        """Log a file into the folder ``artifact_path`` of the run. It is read later: it must stay there."""
+        self._put(op="file", path=str(Path(path).resolve()), artifact_path=artifact_path)
+
+    log_video = log_file
+
+    def log_image(self, key: str, image: Image | np.ndarray, step: int) -> None:
+        """Log a PIL image or uint8 (H, W, 3) array; MLflow shows a key's images with a slider over steps."""
+        copy = np.array(image) if isinstance(image, np.ndarray) else image.copy()
+        self._put(op="image", key=re.sub(r"[^\w\-./ ]", "_", key), image=copy, step=int(step), time=_now())
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags of the run."""
+        self._put(op="tags", tags={_name(k): str(v)[:_LONGEST_TAG] for k, v in tags.items()})
+
+    def flush(self, timeout_s: float = 20.0) -> bool:
+        """Wait until all that was logged is sent. False when it is not, after ``timeout_s`` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with self._changed, self._files:
+                if not (self._queue or self._batch or self._behind):
+                    return True
+            time.sleep(0.02)
+        return False
+
+    def finish(self, status: str = "FINISHED", timeout_s: float = 20.0) -> None:
+        """End the run as FINISHED, FAILED or KILLED. What is not sent in ``timeout_s`` stays in the spool."""
+        if self._finishing:
+            return
+        with self._changed:
+            self._queue.append({"op": "finish", "status": status, "time": _now()})
+            self._finishing = True
+            self._changed.notify()
+        if self._done.wait(timeout_s):
+            return
+        with self._files:
+            if self._done.is_set():
+                return
+            with self._changed:
+                self._abandoned = True
+                left = self._batch + list(self._queue)
+                self._queue.clear()
+            self._append(left)
+            kept = f"what is missing is kept in {self._spool} and is sent when the run is started again"
+            say(f"MLflow at {_shown(self.uri)} was not reached; {kept}")
+
+    def _put(self, **entry: Any) -> None:
+        with self._changed:
+            self._queue.append(entry)
+            self._changed.notify()
+
+    # Below: the thread.
+
+    def _work(self) -> None:
+        self._send_or_keep()
+        while not self._abandoned:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._finishing, timeout=_GATHER_S)
+                self._changed.wait_for(lambda: self._finishing, timeout=_GATHER_S)
+            with self._files, self._changed:
+                if self._abandoned:
+                    return
+                self._batch = list(self._queue)
+                self._queue.clear()
+            self._send_or_keep()
+            with self._files, self._changed:
+                if self._finishing and not (self._queue or self._behind):
+                    self._done.set()
+                    return
+            if self._finishing:
+                time.sleep(0.2)
+
+    def _send_or_keep(self) -> None:
+        """Send what is in the spool, then the batch; what is left goes to the spool."""
+        if (self._behind or self._run_id is None) and not self._reach():
+            return self._keep(None)
+        if not self._batch and not self._behind:
+            return None
+        try:
+            entries = self._read_spool() + self._batch
+        except OSError as error:
+            self._failed(error)
+            return self._keep(None)
+        return self._keep(self._send(entries))
+
+    def _reach(self) -> bool:
+        """Whether MLflow answers; asked again only after a pause that grows."""
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            if self._store is None:
+                self._store = _Store(self.uri)
+            experiment, run_name, run_id = self._wanted
+            if self._run_id is None:
+                self._run_id = self._store.open_run(experiment, run_name, run_id)
+            else:
+                self._store.check(self._run_id)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with tracking, training goes on
+            self._failed(error)
+            return False
+        finally:
+            self._tried.set()
+        self._pause_s = 1.0
+        return True
+
+    def _send(self, entries: list[Entry]) -> list[Entry]:
+        """Send entries in order; return those from the first that did not get through."""
+        assert self._store is not None
+        assert self._run_id is not None
+        done = 0
+        while done < len(entries) and not self._abandoned:
+            together = _batch_of(entries, done)
+            run_id = entries[done].get("run_id") or self._run_id
+            if run_id == self._wanted[2]:
+                run_id = self._run_id  # which is another one where the wanted run is gone
+            try:
+                self._store.apply(run_id, together)
+            except Exception as error:  # noqa: BLE001  whatever is wrong with tracking, training goes on
+                if not _is_refusal(error):
+                    self._failed(error)
+                    return entries[done:]
+                kind = entries[done]["op"]
+                self._say_once(kind, f"MLflow refused {kind} and goes on without: {_reason(error)}")
+            done += len(together)
+        return entries[done:]
+
+    def _failed(self, error: Exception) -> None:
+        self._retry_at = time.monotonic() + (1.0 if self._finishing else self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        where = f"MLflow at {_shown(self.uri)} does not answer ({_reason(error)})"
+        self._say_once("dead", f"{where}; work goes on, what it misses is sent later")
+
+    def _keep(self, left: list[Entry] | None) -> None:
+        """Settle the batch: ``left`` of spool and batch is the new spool; None adds the batch to it."""
+        with self._files:
+            if self._abandoned:
+                return
+            batch, self._batch = self._batch, []
+            if left is None:
+                self._append(batch)
+            elif left:
+                self._write_spool(left)
+            elif self._behind:
+                self._spool.unlink(missing_ok=True)
+                self._behind = False
+
+    def _append(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        try:
+            self._spool.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._spool, "a", encoding="utf-8") as file:
+                file.write("\n")  # ends what a killed process may have left half written
+                file.writelines(_line(entry, self._run_id) for entry in entries)
+            self._behind = True
+        except OSError as error:
+            self._say_once("spool", f"what MLflow misses cannot be kept in {self._spool}: {_reason(error)}")
+
+    def _write_spool(self, entries: Sequence[Entry]) -> None:
+        try:
+            write_text(self._spool, "".join(_line(entry, self._run_id) for entry in entries))
+            self._behind = True
+        except (OSError, Failure) as error:
+            self._say_once("spool", f"what MLflow misses cannot be kept in {self._spool}: {_reason(error)}")
+
+    def _read_spool(self) -> list[Entry]:
+        """The spooled entries, without torn lines. A run that goes on has not ended: no such line."""
+        if not self._behind:
+            return []
+        entries = []
+        for line in self._spool.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if self._finishing or entry["op"] != "finish":
+                entries.append(entry)
+        return entries
+
+    def _say_once(self, kind: str, message: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            say(message)
+
+
+def log_scores(
+    uri: str,
+    run_id: str,
+    metrics: Mapping[str, float],
+    step: int,
+    artifacts: Iterable[tuple[Path, str]] = (),
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Attach scores to a run at a checkpoint's step, with files (path, folder in the run's artifacts).
+
+    Raises Failure, one line, when MLflow cannot be reached or does not know the run.
+    """
+    values = {_name(key): float(value) for key, value in metrics.items()}
+    entries: list[Entry] = [{"op": "metrics", "metrics": values, "step": int(step), "time": _now()}]
+    if tags:
+        entries.append({"op": "tags", "tags": {_name(k): str(v)[:_LONGEST_TAG] for k, v in tags.items()}})
+    entries += [{"op": "file", "path": str(p), "artifact_path": folder} for p, folder in artifacts]
+    try:
+        store = _Store(uri)
+        for entry in entries:
+            store.apply(run_id, [entry])
+    except Exception as error:
+        raise Failure(f"the scores are not in MLflow at {_shown(uri)}: {_reason(error)}") from error
+
+
+class _Store:
+    """MLflow itself: every method waits for it and raises what it raises."""
+
+    def __init__(self, uri: str) -> None:
+        for key, value in _ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        from mlflow.tracking import MlflowClient
+
+        for logger in ("mlflow", "alembic"):
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        self._artifacts: str | None = None
+        if uri.startswith("sqlite:///"):
+            folder = Path(uri.removeprefix("sqlite:///")).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            self._artifacts = (folder.resolve() / ARTIFACTS_NAME).as_uri()
+        self._client: Any = MlflowClient(tracking_uri=uri)
+
+    def check(self, run_id: str) -> None:
+        self._client.get_run(run_id)
+
+    def open_run(self, experiment: str, run_name: str, run_id: str | None) -> str:
+        """Resume ``run_id``; start a new run when it is None or not known here. Returns the run's id."""
+        if run_id is not None:
+            try:
+                self._client.update_run(run_id, status="RUNNING")
+                return run_id
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                say(f"MLflow does not have run {run_id}: a new one is started")
+        run = self._client.create_run(self._experiment(experiment), run_name=run_name)
+        new_id: str = run.info.run_id
+        return new_id
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                created: str = self._client.create_experiment(name, artifact_location=self._artifacts)
+                return created
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                found = self._client.get_experiment_by_name(name)  # another process was faster
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        experiment_id: str = found.experiment_id
+        return experiment_id
+
+    def apply(self, run_id: str, entries: Sequence[Entry]) -> None:
+        """Send entries of one kind; only metrics may be more than one."""
+        getattr(self, f"_apply_{entries[0]['op']}")(run_id, entries)
+
+    def _apply_metrics(self, run_id: str, entries: Sequence[Entry]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key, value, entry["time"], entry["step"])
+            for entry in entries
+            for key, value in entry["metrics"].items()
+        ]
+        for start in range(0, len(metrics), _MOST_METRICS):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
+
+    def _apply_params(self, run_id: str, entries: Sequence[Entry]) -> None:
+        from mlflow.entities import Param
+
+        standing = self._client.get_run(run_id).data.params
+        params: dict[str, str] = entries[0]["params"]
+        new = [Param(key, value) for key, value in params.items() if key not in standing]
+        for start in range(0, len(new), _MOST_PARAMS):
+            self._client.log_batch(run_id, params=new[start : start + _MOST_PARAMS])
+        self._set_tags(run_id, {f"resumed.{k}": v for k, v in params.items() if standing.get(k, v) != v})
+
+    def _apply_tags(self, run_id: str, entries: Sequence[Entry]) -> None:
+        self._set_tags(run_id, entries[0]["tags"])
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        all_tags = [RunTag(key, value) for key, value in tags.items()]
+        for start in range(0, len(all_tags), _MOST_PARAMS):
+            self._client.log_batch(run_id, tags=all_tags[start : start + _MOST_PARAMS])
+
+    def _apply_dataset(self, run_id: str, entries: Sequence[Entry]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        (entry,) = entries
+        digest = entry["digest"]
+        source = json.dumps({"uri": entry["source"]})
+        dataset = Dataset(entry["name"], digest[:_LONGEST_DIGEST], source_type="local", source=source)
+        tags = {"mlflow.data.context": entry["context"], "digest": digest, **entry["tags"]}
+        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(k, v) for k, v in tags.items()])])
+        self._set_tags(run_id, {f"dataset.{entry['context']}.digest": digest})
+
+    def _apply_file(self, run_id: str, entries: Sequence[Entry]) -> None:
+        (entry,) = entries
+        if not Path(entry["path"]).is_file():
+            raise ValueError(f"{entry['path']} is no longer there")
+        self._client.log_artifact(run_id, entry["path"], entry["artifact_path"] or None)
+
+    def _apply_image(self, run_id: str, entries: Sequence[Entry]) -> None:
+        from PIL import Image
+
+        (entry,) = entries
+        image = entry.get("image")
+        if image is None:
+            image = Image.open(io.BytesIO(base64.b64decode(entry["png"])))
+        elif isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        self._client.log_image(run_id, image, key=entry["key"], step=entry["step"], timestamp=entry["time"])
+
+    def _apply_finish(self, run_id: str, entries: Sequence[Entry]) -> None:
+        self._client.set_terminated(run_id, status=entries[0]["status"], end_time=entries[0]["time"])
+
+
+def _batch_of(entries: Sequence[Entry], start: int) -> Sequence[Entry]:
+    """The entries from ``start`` that go together: metrics of one run, up to a request's most; else one."""
+    first = entries[start]
+    if first["op"] != "metrics":
+        return entries[start : start + 1]
+    stop, count = start, 0
+    while stop < len(entries) and entries[stop]["op"] == "metrics":
+        count += len(entries[stop]["metrics"])
+        if entries[stop].get("run_id") != first.get("run_id") or (count > _MOST_METRICS and stop > start):
+            break
+        stop += 1
+    return entries[start:stop]
+
+
+def _line(entry: Entry, run_id: str | None) -> str:
+    """An entry as a line of the spool, with the run that it belongs to."""
+    entry = dict(entry)
+    if entry.get("run_id") is None:
+        entry["run_id"] = run_id
+    if "image" in entry:
+        from PIL import Image
+
+        image, buffer = entry.pop("image"), io.BytesIO()
+        (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format="PNG")
+        entry["png"] = base64.b64encode(buffer.getvalue()).decode()
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the entry itself is at fault, so that sending it again would not help."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _REFUSALS
+    return isinstance(error, ValueError | TypeError) and not isinstance(error, OSError)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _name(key: str) -> str:
+    """A key of the characters that every MLflow takes."""
+    return re.sub(r"[^\w\-./ ]", "_", key)[:250]
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+def _shown(uri: str) -> str:
+    """The URI without the password that it may hold."""
+    host = urlsplit(uri).netloc
+    return uri.replace(host, host.rpartition("@")[2], 1) if "@" in host else uri
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, on one line, without passwords: the system's error where MLflow wraps one."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror.lower()
+        inner = inner.__cause__ or inner.__context__
+    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 160 else text[:159] + "…"
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
