@@ -95,13 +95,15 @@ class RayJobs:
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> JobRecord:
         """Pass the job's log to ``write`` from its beginning until the job ends; returns its last record."""
+        import aiohttp
+
         log = _Log(write)
         failures = 0
         while True:
             try:
                 asyncio.run(self._tail(job_id, log))
                 failures = 0
-            except (RuntimeError, OSError, asyncio.TimeoutError) as error:
+            except (aiohttp.ClientError, RuntimeError, OSError, asyncio.TimeoutError) as error:
                 failures += 1
                 if failures > 10:
                     raise Failure(
@@ -204,7 +206,7 @@ def _connect(address: str, is_here: bool) -> JobSubmissionClient:
 
 
 def choose_auth_mode(address: str, is_here: bool) -> None:
-    """Turn Ray's token authentication on where a cluster on this machine asks for it. Call before importing ray.
+    """Turn Ray's tokens on where a cluster on this machine asks for one. Call before importing ray.
 
     `ray start` asks for tokens on its own as soon as an earlier ``ray.init`` has left one in the user's home,
     and ``ray.init`` answers with it; Ray's job client does not unless told. A token goes to another machine
@@ -247,7 +249,9 @@ def _errors_of(address: str) -> Iterator[None]:
 
     try:
         yield
-    except (RayError, RuntimeError, ValueError, KeyError, OSError) as error:  # requests' errors are OSErrors
+    except OSError as error:  # what requests raises is one
+        raise Failure(f"the Ray cluster at {address} no longer answers: is its head node up?") from error
+    except (RayError, RuntimeError, ValueError, KeyError) as error:
         raise Failure(f"the Ray cluster at {address} refused: {_one_line(error)}") from error
 
 

@@ -35,8 +35,9 @@ def serve(
         raise UserError(f"no directory {runs_dir}: make a run first, e.g. 'kineo demo --out {runs_dir}'")
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(listen(port)))
-        # Until uvicorn takes the signals over, a SIGTERM must not leave MLflow behind.
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _leave))
+        # Whatever ends the dashboard, also a closed terminal, must not leave MLflow behind.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            stack.callback(signal.signal, number, signal.signal(number, _leave))
         mlflow = stack.enter_context(MlflowServer(runs_dir)) if with_mlflow else None
 
         def mlflow_state() -> tuple[str, str] | None:
