@@ -32,6 +32,8 @@ MOTION_STEP_S = 0.04
 MOTION_LEAST_SIDE = 16
 # Thumbnails of a source: one a second, thinned out evenly when there are more than this.
 MAX_THUMBNAILS = 240
+# Difference to the frame before, in levels, from which a frame gets a thumbnail at once.
+NEW_PICTURE = 18.0
 
 
 def analyse(path: str, limits: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def analyse(path: str, limits: dict[str, Any]) -> dict[str, Any]:
                 planes = np.stack([cv2.resize(p, first_size, interpolation=cv2.INTER_AREA) for p in planes])
             scores.add(planes)
             motion.add(index, now, planes[0])
-            thumbnails.add(index, now, planes)
+            thumbnails.add(index, now, planes, scores.last_difference)
     times = frame_times(decoding)
     still = probe.still or (len(times) == 2 and probe.container in ("gif", "apng"))
     if still:
@@ -113,6 +115,10 @@ class FrameScores:
         self._dark.append(float(levels[0, DARK_LUMA]))
         self._before, self._levels, self._cells = planes, levels, cells
 
+    @property
+    def last_difference(self) -> float:
+        return self._difference[-1]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "difference": to_json(np.array(self._difference, np.float16)),
@@ -157,15 +163,17 @@ class MotionSamples:
 
 
 class Thumbnails:
-    """Small JPEGs, one a second or fewer."""
+    """Small JPEGs, one a second or fewer, and one more where a shot may begin."""
 
     def __init__(self) -> None:
         self._every = 1.0
         self._due = 0.0
+        self._least_gap = 0.2
         self._kept: list[tuple[int, bytes]] = []
 
-    def add(self, index: int, now: float, planes: np.ndarray) -> None:
-        if now < self._due and index:
+    def add(self, index: int, now: float, planes: np.ndarray, difference: float) -> None:
+        may_begin = difference >= NEW_PICTURE and now >= self._due - self._every + self._least_gap
+        if index and now < self._due and not may_begin:
             return
         self._due = now + self._every
         _, jpeg = cv2.imencode(".jpg", planes_to_bgr(planes), [cv2.IMWRITE_JPEG_QUALITY, 80])
@@ -173,6 +181,7 @@ class Thumbnails:
         if len(self._kept) > MAX_THUMBNAILS:
             self._kept = self._kept[::2]
             self._every *= 2
+            self._least_gap *= 2
 
     def to_json(self) -> list[list[Any]]:
         return [[index, base64.b64encode(jpeg).decode()] for index, jpeg in self._kept]
