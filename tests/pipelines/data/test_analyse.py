@@ -130,7 +130,7 @@ def test_an_analysis_survives_its_file(tmp_path):
 
 
 def test_a_short_shot_has_a_thumbnail_of_its_own(tmp_path):
-    scenes = [tinted(panning(0, seconds=s), c) for s, c in ((2, (0, 0, 0)), (1, (140, 0, 0)), (2, (0, 0, 140)))]
+    scenes = [tinted(panning(0), colour) for colour in ((0, 0, 0), (140, 0, 0), (0, 0, 140))]
     scenes[1] = scenes[1][:8]  # 0.4 s
     write_mp4(tmp_path / "a.mp4", np.concatenate(scenes), 20)
     assert any(40 <= index < 48 for index, _ in analysed(tmp_path / "a.mp4").thumbnails)
