@@ -34,6 +34,7 @@ SPOOL_NAME = "tracking-spool.jsonl"
 STORE_NAME = "mlflow.db"
 ARTIFACTS_NAME = "mlartifacts"
 
+_SQLITE = "sqlite:///"
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # of one log_batch request
 _LONGEST_VALUE, _LONGEST_TAG = 500, 5000  # characters; what older servers take
 _LONGEST_DIGEST = 32
@@ -68,7 +69,7 @@ def default_uri(run_dir: Path) -> str:
     folder = Path(run_dir).resolve().parent
     if "?" in str(folder):  # SQLAlchemy takes what follows for options and knows no escape
         raise UserError(f"MLflow's store cannot lie in {folder}: use a path without a question mark")
-    return f"sqlite:///{folder / STORE_NAME}"
+    return f"{_SQLITE}{folder / STORE_NAME}"
 
 
 class Tracker:
@@ -331,7 +332,7 @@ class Tracker:
         return entries
 
     def _say_once(self, kind: str, message: str) -> None:
-        if kind not in self._said:
+        if kind not in self._said and not self._abandoned:
             self._said.add(kind)
             say(message)
 
@@ -348,6 +349,8 @@ def log_scores(
 
     Raises Failure, one line, when MLflow cannot be reached or does not know the run.
     """
+    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).is_file():
+        raise Failure(f"the scores are not in MLflow: there is no store at {uri.removeprefix(_SQLITE)}")
     values = {_name(key): float(value) for key, value in metrics.items()}
     entries: list[Entry] = [{"op": "metrics", "metrics": values, "step": int(step), "time": _now()}]
     if tags:
@@ -372,8 +375,8 @@ class _Store:
         for logger in ("mlflow", "alembic"):
             logging.getLogger(logger).setLevel(logging.WARNING)
         self._artifacts: str | None = None
-        if uri.startswith("sqlite:///"):
-            folder = Path(uri.removeprefix("sqlite:///")).parent
+        if uri.startswith(_SQLITE):
+            folder = Path(uri.removeprefix(_SQLITE)).parent
             folder.mkdir(parents=True, exist_ok=True)
             self._artifacts = (folder.resolve() / ARTIFACTS_NAME).as_uri()
         self._client: Any = MlflowClient(tracking_uri=uri)
