@@ -48,13 +48,15 @@ def score(name: str, estimate: Estimate, metric_version: str, chance: float | No
 
 
 def oracle_grades(videos: Iterable[np.ndarray], prompts: Sequence[str]) -> list[Grade]:
-    """The oracle's grade of each video, uint8 (T, H, W, 3); all None for prompts that are not of its
-    world."""
-    nothing: Grade = dict.fromkeys(CHANCE)
-    return [
-        grade(video, prompt) if expected(prompt) else dict(nothing)
-        for video, prompt in zip(videos, prompts, strict=True)
-    ]
+    """The oracle's grade of each video, uint8 (T, H, W, 3).
+
+    All None for a prompt that is not of its world; no direction for a single frame.
+    """
+    grades: list[Grade] = []
+    for video, prompt in zip(videos, prompts, strict=True):
+        graded: Grade = dict.fromkeys(CHANCE) if expected(prompt) is None else grade(video, prompt)
+        grades.append(graded if len(video) > 1 else {**graded, "direction": None})
+    return grades
 
 
 def accuracy_scores(

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kineograph.diffusion.text_to_video import TextToVideo
+import torch
 
 from kineograph.config import digest, dump_yaml
+from kineograph.diffusion.text_to_video import TextToVideo
 from kineograph.errors import Failure, GateError, UserError
 from kineograph.media.geometry import Bucket
 from kineograph.progress import Progress, say
@@ -95,9 +96,9 @@ def grade_checkpoint(
     out = Path(out) if out is not None else folder.parents[1] / "eval" / folder.name
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a directory with --out")
-    reader = ShardReader(data) if data is not None else None
+    generator = TextToVideo.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+    reader = _open_data(data, generator) if data is not None else None
     (out / SUCCESS_NAME).unlink(missing_ok=True)
-    generator = TextToVideo.load(folder)
     found = _sample(config, generator)
     _grade(found)
     _validate(found, generator, reader)
@@ -138,6 +139,17 @@ def _facts(found: Evaluation, generator: TextToVideo, folder: Path) -> dict[str,
     }
 
 
+def _open_data(data: str | Path, generator: TextToVideo) -> ShardReader:
+    """The curation run, when the checkpoint can read it. Raises UserError when it cannot."""
+    reader = ShardReader(data)
+    made_by, wanted = reader.manifest.text_encoder.name, generator.config["text_encoder"]["name"]
+    if made_by != wanted:
+        raise UserError(f"{data} has captions encoded by {made_by}, the checkpoint knows those of {wanted}")
+    for bucket in reader.manifest.buckets:
+        generator.check_bucket(bucket)
+    return reader
+
+
 def _sample(config: EvalConfig, generator: TextToVideo) -> Evaluation:
     """Sample the prompts, aloud."""
     samples = choose_prompts(config.videos, config.seed, config.prompts)
@@ -145,24 +157,18 @@ def _sample(config: EvalConfig, generator: TextToVideo) -> Evaluation:
     steps = config.steps or defaults["steps"]
     guidance_scale = config.guidance_scale or defaults["guidance_scale"]
     fps = config.fps or float(generator.config["fps"])
-    bucket = Bucket.parse(config.bucket) if config.bucket else None
     with Progress("sampling", len(samples), "videos") as progress:
-        parts = []
-        for start in range(0, len(samples), config.batch_size):
-            part = samples[start : start + config.batch_size]
-            parts.append(
-                generator.generate(
-                    [p.text for p in part],
-                    [p.seed for p in part],
-                    bucket=bucket,
-                    fps=fps,
-                    steps=steps,
-                    guidance_scale=guidance_scale,
-                    batch_size=config.batch_size,
-                )
-            )
-            progress.update(len(part))
-    found = Evaluation(config, samples, np.concatenate(parts), fps)
+        videos = generator.generate(
+            [prompt.text for prompt in samples],
+            [prompt.seed for prompt in samples],
+            bucket=Bucket.parse(config.bucket) if config.bucket else None,
+            fps=fps,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            batch_size=config.batch_size,
+            on_progress=progress.update,
+        )
+    found = Evaluation(config, samples, videos, fps)
     found.details["sampling"] = {
         "bucket": found.bucket.name,
         "fps": fps,
@@ -222,8 +228,9 @@ def _validate(found: Evaluation, generator: TextToVideo, reader: ShardReader | N
 def _write(out: Path, found: Evaluation, metrics: dict[str, Any]) -> list[tuple[Path, str]]:
     """Write the run directory, its marker last; returns the files for MLflow with their folders there."""
     write_text(out / "recipe.yaml", dump_yaml(found.config))
-    sheets, videos = write_pictures(out, found.config.report, metrics["samples"], found.videos, found.fps)
-    for sample, path in zip(metrics["samples"], videos, strict=False):
+    samples = metrics["samples"]
+    sheets, videos = write_pictures(out, found.config.report, samples, found.videos, found.fps or 1.0)
+    for sample, path in zip(samples, videos, strict=False):
         sample["video"] = path.relative_to(out).as_posix()
     write_json(out / METRICS_NAME, metrics)
     write_report(out, metrics, sheets)
@@ -235,8 +242,7 @@ def _write(out: Path, found: Evaluation, metrics: dict[str, Any]) -> list[tuple[
 def _attach(
     metrics: dict[str, Any], run: dict[str, str] | None, files: list[tuple[Path, str]]
 ) -> dict[str, Any]:
-    """Put scores and files into the checkpoint's MLflow run. Says so when it cannot: the scores are on
-    disk."""
+    """Put scores and files into the checkpoint's MLflow run. A line says when that fails."""
     if not run or not run.get("run_id"):
         say("the checkpoint knows no MLflow run: the scores are in the run directory alone")
         return {"attached": False}

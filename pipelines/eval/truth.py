@@ -16,7 +16,7 @@ from pipelines.eval.prompts import held_out_seed
 
 def render_truth(prompts: Sequence[str], seed: int, bucket: Bucket, fps: float) -> Iterator[np.ndarray]:
     """For each prompt, a caption of the synthetic world, a video uint8 (T, H, W, 3) that shows it."""
-    times = sample_times(0.0, bucket.frames, fps)
+    times = np.zeros(1) if bucket.is_image else sample_times(0.0, bucket.frames, fps)
     for place, prompt in enumerate(prompts):
         scene = scene_for(prompt, np.random.default_rng(held_out_seed(seed, "truth", place)))
         yield render(scene, bucket.width, bucket.height, times)
