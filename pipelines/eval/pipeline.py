@@ -123,6 +123,7 @@ def _facts(found: Evaluation, generator: TextToVideo, folder: Path) -> dict[str,
     return {
         "version": METRICS_VERSION,
         "metrics": found.scores,
+        "confidence": found.config.confidence.model_dump(),
         "gate": {"passed": not missed(conditions), "conditions": conditions},
         "notes": found.notes,
         "checkpoint": {

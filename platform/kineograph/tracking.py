@@ -1,8 +1,7 @@
 """MLflow, for training that must not notice when it is gone. The only file that imports mlflow.
 
-Calls put an entry into a queue and return. One daemon thread sends them in batches. While MLflow does not
-answer, entries go to RUN/tracking-spool.jsonl, in order, and are sent from there when it answers again, at
-the latest by the next :meth:`Tracker.start` of the same run.
+Calls leave an entry in an outbox and return. What MLflow misses is kept in RUN/tracking-spool.jsonl and is
+sent when it answers again, at the latest by the next :meth:`Tracker.start` of the same run.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ import json
 import logging
 import os
 import re
-import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +21,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from kineograph.errors import Failure, UserError
+from kineograph.outbox import Entry, Outbox, reason
 from kineograph.progress import say
-from kineograph.store.commit import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,8 +35,6 @@ _SQLITE = "sqlite:///"
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # of one log_batch request
 _LONGEST_VALUE, _LONGEST_TAG = 500, 5000  # characters; what older servers take
 _LONGEST_DIGEST = 32
-_GATHER_S = 0.5  # entries of so long go together
-_LONGEST_PAUSE_S = 30.0  # between attempts to reach a server that is gone
 _REFUSALS = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
@@ -54,9 +49,6 @@ _ENVIRONMENT = {  # MLflow's own defaults wait for minutes; what the user has se
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-Entry = dict[str, Any]
-"""One thing to send: ``op`` says what it is. All of it is JSON but an image, which becomes PNG in base64."""
 
 
 def default_uri(run_dir: Path) -> str:
@@ -78,22 +70,10 @@ class Tracker:
     As a context manager it finishes the run, as FAILED when the block raised.
     """
 
-    def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None, run_dir: Path) -> None:
+    def __init__(self, uri: str, run: _Run, outbox: Outbox) -> None:
+        """Use :meth:`start`."""
         self.uri = uri
-        self._wanted = (experiment, run_name, run_id)
-        self._run_id: str | None = None
-        self._store: _Store | None = None
-        self._spool = Path(run_dir) / SPOOL_NAME
-        self._behind = self._spool.is_file()
-        self._changed = threading.Condition()  # guards what follows; never held during input or output
-        self._queue: deque[Entry] = deque()
-        self._finishing = self._abandoned = False
-        self._files = threading.Lock()  # guards the spool file and _batch
-        self._batch: list[Entry] = []
-        self._tried, self._done = threading.Event(), threading.Event()
-        self._retry_at, self._pause_s = 0.0, 1.0
-        self._said: set[str] = set()
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._run, self._outbox = run, outbox
 
     @classmethod
     def start(
@@ -112,10 +92,11 @@ class Tracker:
         for a server, and 60 for a database, whose tables may have to be made. Until MLflow answers,
         :attr:`run_id` is None.
         """
-        tracker = cls(uri, experiment, run_name, run_id, run_dir)
-        tracker._thread.start()
-        tracker._tried.wait((10 if uri.startswith("http") else 60) if wait_s is None else wait_s)
-        return tracker
+        run = _Run(uri, experiment, run_name, run_id)
+        # A run that goes on has not ended, whatever was to be sent of its end.
+        outbox = Outbox(run, Path(run_dir) / SPOOL_NAME, skip=lambda entry: entry["op"] == "finish")
+        outbox.wait_for_first_try((10 if uri.startswith("http") else 60) if wait_s is None else wait_s)
+        return cls(uri, run, outbox)
 
     def __enter__(self) -> Tracker:
         return self
@@ -126,7 +107,7 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None until MLflow has answered."""
-        return self._run_id
+        return self._run.run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log a recipe; nested mappings become dotted keys, long values are cut.
@@ -160,7 +141,7 @@ class Tracker:
 
     def log_image(self, key: str, image: Image | np.ndarray, step: int) -> None:
         """Log a PIL image or uint8 (H, W, 3) array; MLflow shows a key's images with a slider over steps."""
-        copy = np.array(image) if isinstance(image, np.ndarray) else image.copy()
+        copy = _image(np.array(image) if isinstance(image, np.ndarray) else image).convert("RGB")
         self._put(op="image", key=re.sub(r"[^\w\-./ ]", "_", key), image=copy, step=int(step), time=_now())
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -169,172 +150,14 @@ class Tracker:
 
     def flush(self, timeout_s: float = 20.0) -> bool:
         """Wait until all that was logged is sent. False when it is not, after ``timeout_s`` seconds."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            with self._changed, self._files:
-                if not (self._queue or self._batch or self._behind):
-                    return True
-            time.sleep(0.02)
-        return False
+        return self._outbox.flush(timeout_s)
 
     def finish(self, status: str = "FINISHED", timeout_s: float = 20.0) -> None:
         """End the run as FINISHED, FAILED or KILLED. What is not sent in ``timeout_s`` stays in the spool."""
-        if self._finishing:
-            return
-        with self._changed:
-            self._queue.append({"op": "finish", "status": status, "time": _now()})
-            self._finishing = True
-            self._changed.notify()
-        if self._done.wait(timeout_s):
-            return
-        with self._files:
-            if self._done.is_set():
-                return
-            with self._changed:
-                self._abandoned = True
-                left = self._batch + list(self._queue)
-                self._queue.clear()
-            self._append(left)
-            kept = f"what is missing is kept in {self._spool} and is sent when the run is started again"
-            say(f"MLflow at {_shown(self.uri)} was not reached; {kept}")
+        self._outbox.close({"op": "finish", "status": status, "time": _now()}, timeout_s)
 
     def _put(self, **entry: Any) -> None:
-        with self._changed:
-            self._queue.append(entry)
-            self._changed.notify()
-
-    # Below: the thread.
-
-    def _work(self) -> None:
-        self._send_or_keep()
-        while not self._abandoned:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._finishing, timeout=_GATHER_S)
-                self._changed.wait_for(lambda: self._finishing, timeout=_GATHER_S)
-            with self._files, self._changed:
-                if self._abandoned:
-                    return
-                self._batch = list(self._queue)
-                self._queue.clear()
-            self._send_or_keep()
-            with self._files, self._changed:
-                if self._finishing and not (self._queue or self._behind):
-                    self._done.set()
-                    return
-            if self._finishing:
-                time.sleep(0.2)
-
-    def _send_or_keep(self) -> None:
-        """Send what is in the spool, then the batch; what is left goes to the spool."""
-        if (self._behind or self._run_id is None) and not self._reach():
-            return self._keep(None)
-        if not self._batch and not self._behind:
-            return None
-        try:
-            entries = self._read_spool() + self._batch
-        except OSError as error:
-            self._failed(error)
-            return self._keep(None)
-        return self._keep(self._send(entries))
-
-    def _reach(self) -> bool:
-        """Whether MLflow answers; asked again only after a pause that grows."""
-        if time.monotonic() < self._retry_at:
-            return False
-        try:
-            if self._store is None:
-                self._store = _Store(self.uri)
-            experiment, run_name, run_id = self._wanted
-            if self._run_id is None:
-                self._run_id = self._store.open_run(experiment, run_name, run_id)
-            else:
-                self._store.check(self._run_id)
-        except Exception as error:  # noqa: BLE001  whatever is wrong with tracking, training goes on
-            self._failed(error)
-            return False
-        finally:
-            self._tried.set()
-        self._pause_s = 1.0
-        return True
-
-    def _send(self, entries: list[Entry]) -> list[Entry]:
-        """Send entries in order; return those from the first that did not get through."""
-        assert self._store is not None
-        assert self._run_id is not None
-        done = 0
-        while done < len(entries) and not self._abandoned:
-            together = _batch_of(entries, done)
-            run_id = entries[done].get("run_id") or self._run_id
-            if run_id == self._wanted[2]:
-                run_id = self._run_id  # which is another one where the wanted run is gone
-            try:
-                self._store.apply(run_id, together)
-            except Exception as error:  # noqa: BLE001  whatever is wrong with tracking, training goes on
-                if not _is_refusal(error):
-                    self._failed(error)
-                    return entries[done:]
-                kind = entries[done]["op"]
-                self._say_once(kind, f"MLflow refused {kind} and goes on without: {_reason(error)}")
-            done += len(together)
-        return entries[done:]
-
-    def _failed(self, error: Exception) -> None:
-        self._retry_at = time.monotonic() + (1.0 if self._finishing else self._pause_s)
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        where = f"MLflow at {_shown(self.uri)} does not answer ({_reason(error)})"
-        self._say_once("dead", f"{where}; work goes on, what it misses is sent later")
-
-    def _keep(self, left: list[Entry] | None) -> None:
-        """Settle the batch: ``left`` of spool and batch is the new spool; None adds the batch to it."""
-        with self._files:
-            if self._abandoned:
-                return
-            batch, self._batch = self._batch, []
-            if left is None:
-                self._append(batch)
-            elif left:
-                self._write_spool(left)
-            elif self._behind:
-                self._spool.unlink(missing_ok=True)
-                self._behind = False
-
-    def _append(self, entries: Sequence[Entry]) -> None:
-        if not entries:
-            return
-        try:
-            self._spool.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._spool, "a", encoding="utf-8") as file:
-                file.write("\n")  # ends what a killed process may have left half written
-                file.writelines(_line(entry, self._run_id) for entry in entries)
-            self._behind = True
-        except OSError as error:
-            self._say_once("spool", f"what MLflow misses cannot be kept in {self._spool}: {_reason(error)}")
-
-    def _write_spool(self, entries: Sequence[Entry]) -> None:
-        try:
-            write_text(self._spool, "".join(_line(entry, self._run_id) for entry in entries))
-            self._behind = True
-        except (OSError, Failure) as error:
-            self._say_once("spool", f"what MLflow misses cannot be kept in {self._spool}: {_reason(error)}")
-
-    def _read_spool(self) -> list[Entry]:
-        """The spooled entries, without torn lines. A run that goes on has not ended: no such line."""
-        if not self._behind:
-            return []
-        entries = []
-        for line in self._spool.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if self._finishing or entry["op"] != "finish":
-                entries.append(entry)
-        return entries
-
-    def _say_once(self, kind: str, message: str) -> None:
-        if kind not in self._said and not self._abandoned:
-            self._said.add(kind)
-            say(message)
+        self._outbox.put(entry)
 
 
 def log_scores(
@@ -361,7 +184,59 @@ def log_scores(
         for entry in entries:
             store.apply(run_id, [entry])
     except Exception as error:
-        raise Failure(f"the scores are not in MLflow at {_shown(uri)}: {_reason(error)}") from error
+        raise Failure(f"the scores are not in {_shown(uri)}: {reason(error)}") from error
+
+
+class _Run:
+    """One MLflow run as the receiver of an outbox."""
+
+    def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None) -> None:
+        self.name = _shown(uri)
+        self.run_id: str | None = None
+        self._uri, self._wanted = uri, (experiment, run_name, run_id)
+        self._store: _Store | None = None
+
+    def reach(self) -> None:
+        """Open the run, or see that its store answers."""
+        if self._store is None:
+            self._store = _Store(self._uri)
+        if self.run_id is None:
+            self.run_id = self._store.open_run(*self._wanted)
+        else:
+            self._store.check(self.run_id)
+
+    def together(self, entries: Sequence[Entry]) -> int:
+        """Metrics of one run, up to a request's most; of everything else one."""
+        first, count = entries[0], 0
+        if first["op"] != "metrics":
+            return 1
+        for place, entry in enumerate(entries):
+            count += len(entry.get("metrics", ()))
+            other = entry["op"] != "metrics" or entry.get("run_id") != first.get("run_id")
+            if place and (other or count > _MOST_METRICS):
+                return place
+        return len(entries)
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Send entries to this run, or to that of an earlier process which left them."""
+        assert self._store is not None
+        assert self.run_id is not None
+        run_id = entries[0].get("run_id") or self.run_id
+        if run_id == self._wanted[2]:
+            run_id = self.run_id  # which is another one where the wanted run is gone
+        self._store.apply(run_id, entries)
+
+    def is_refusal(self, error: Exception) -> bool:
+        return _is_refusal(error)
+
+    def to_json(self, entry: Entry) -> Entry:
+        """The entry with the run that it belongs to, an image as PNG in base64."""
+        kept = {**entry, "run_id": entry.get("run_id") or self.run_id}
+        if "image" in kept:
+            buffer = io.BytesIO()
+            _image(kept.pop("image")).save(buffer, format="PNG")
+            kept["png"] = base64.b64encode(buffer.getvalue()).decode()
+        return kept
 
 
 class _Store:
@@ -468,46 +343,21 @@ class _Store:
         self._client.log_artifact(run_id, entry["path"], entry["artifact_path"] or None)
 
     def _apply_image(self, run_id: str, entries: Sequence[Entry]) -> None:
-        from PIL import Image
-
         (entry,) = entries
-        image = entry.get("image")
-        if image is None:
-            image = Image.open(io.BytesIO(base64.b64decode(entry["png"])))
-        elif isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
+        image = _image(entry["image"] if "image" in entry else base64.b64decode(entry["png"]))
         self._client.log_image(run_id, image, key=entry["key"], step=entry["step"], timestamp=entry["time"])
 
     def _apply_finish(self, run_id: str, entries: Sequence[Entry]) -> None:
         self._client.set_terminated(run_id, status=entries[0]["status"], end_time=entries[0]["time"])
 
 
-def _batch_of(entries: Sequence[Entry], start: int) -> Sequence[Entry]:
-    """The entries from ``start`` that go together: metrics of one run, up to a request's most; else one."""
-    first = entries[start]
-    if first["op"] != "metrics":
-        return entries[start : start + 1]
-    stop, count = start, 0
-    while stop < len(entries) and entries[stop]["op"] == "metrics":
-        count += len(entries[stop]["metrics"])
-        if entries[stop].get("run_id") != first.get("run_id") or (count > _MOST_METRICS and stop > start):
-            break
-        stop += 1
-    return entries[start:stop]
+def _image(image: Image | np.ndarray | bytes) -> Image:
+    """A PIL image of an array, the bytes of a PNG, or an image."""
+    from PIL import Image
 
-
-def _line(entry: Entry, run_id: str | None) -> str:
-    """An entry as a line of the spool, with the run that it belongs to."""
-    entry = dict(entry)
-    if entry.get("run_id") is None:
-        entry["run_id"] = run_id
-    if "image" in entry:
-        from PIL import Image
-
-        image, buffer = entry.pop("image"), io.BytesIO()
-        (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format="PNG")
-        entry["png"] = base64.b64encode(buffer.getvalue()).decode()
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+    if isinstance(image, bytes):
+        return Image.open(io.BytesIO(image))
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -516,7 +366,9 @@ def _is_refusal(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code in _REFUSALS
-    return isinstance(error, ValueError | TypeError) and not isinstance(error, OSError)
+    return isinstance(error, ValueError | TypeError | LookupError | AttributeError) and not isinstance(
+        error, OSError
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -538,20 +390,9 @@ def _value(value: Any) -> str:
 
 
 def _shown(uri: str) -> str:
-    """The URI without the password that it may hold."""
+    """What messages call the store: its URI without the password that it may hold."""
     host = urlsplit(uri).netloc
-    return uri.replace(host, host.rpartition("@")[2], 1) if "@" in host else uri
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, on one line, without passwords: the system's error where MLflow wraps one."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror.lower()
-        inner = inner.__cause__ or inner.__context__
-    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 160 else text[:159] + "…"
+    return f"MLflow at {uri.replace(host, host.rpartition('@')[2], 1) if '@' in host else uri}"
 
 
 def _now() -> int:

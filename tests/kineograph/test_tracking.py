@@ -222,3 +222,15 @@ def test_scores_that_cannot_be_attached_are_one_line(root, uri, dead, tmp_path):
     with pytest.raises(Failure, match="no store"):
         log_scores(gone, "0" * 32, {"eval/colour": 0.9}, 500)
     assert not (tmp_path / "moved").exists()
+
+
+def test_a_spool_of_nonsense_is_passed_over(root, uri):
+    run_dir = root / "nonsense"
+    run_dir.mkdir()
+    good = json.dumps({"op": "metrics", "metrics": {"loss": 1.0}, "step": 1, "time": 1, "run_id": None})
+    lines = ["5", "{", '{"op": "unknown"}', '{"op": "metrics"}', "\x00", good]
+    (run_dir / SPOOL_NAME).write_text("\n".join(lines))
+    with Tracker.start(uri, "tests", "nonsense", run_dir=run_dir) as tracker:
+        tracker.log_image("bad", np.zeros((4, 4, 3), np.uint8), 0)
+    assert history(uri, tracker.run_id, "loss") == [(1, 1.0)]
+    assert not (run_dir / SPOOL_NAME).exists()
