@@ -35,9 +35,7 @@ class Clips(Config):
     @model_validator(mode="after")
     def _ordered(self) -> Clips:
         if self.min_seconds > self.max_seconds:
-            raise ValueError(
-                f"min_seconds {self.min_seconds:g} is more than max_seconds {self.max_seconds:g}"
-            )
+            raise ValueError(f"min_seconds {self.min_seconds:g} is more than max_seconds {self.max_seconds:g}")
         return self
 
 

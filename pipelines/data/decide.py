@@ -107,9 +107,7 @@ def best_bucket(candidate: Candidate, config: CurateConfig) -> Bucket | None:
         and bucket.seconds(config.buckets.fps) <= candidate.seconds + TIME_TOLERANCE_S
     ]
     # Rounded, so that the last bit of a product decides nothing.
-    return min(
-        fitting, key=lambda b: (-round(kept(b), 9), -b.height * b.width * b.frames, b.name), default=None
-    )
+    return min(fitting, key=lambda b: (-round(kept(b), 9), -b.height * b.width * b.frames, b.name), default=None)
 
 
 def _of_its_kind(candidate: Candidate, config: CurateConfig) -> list[Bucket]:

@@ -75,9 +75,7 @@ def encode_clips(
     clips = [ClipJob(**{**job, "frames": tuple(job["frames"])}) for job in jobs]
     settings = Encode(**encode)
     return {
-        clip.clip_id: base64.b64encode(
-            encode_h264(pixels, clip.fps, crf=settings.crf, preset=settings.preset)
-        ).decode()
+        clip.clip_id: base64.b64encode(encode_h264(pixels, clip.fps, crf=settings.crf, preset=settings.preset)).decode()
         for clip, pixels in _gather(path, clips, MediaLimits(**limits))
     }
 

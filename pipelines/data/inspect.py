@@ -40,10 +40,7 @@ def plan_text(facts: Row) -> str:
     """The plan as two tables."""
     lines = _table(
         ("bucket", "clips", "seconds", "share"),
-        [
-            (b["bucket"], b["clips"], f"{b['seconds']:.1f}", f"{100 * b['share']:.1f}%")
-            for b in facts["buckets"]
-        ],
+        [(b["bucket"], b["clips"], f"{b['seconds']:.1f}", f"{100 * b['share']:.1f}%") for b in facts["buckets"]],
     )
     if facts["lost"]:
         rows = [(r["reason"], r["sources"], r["clips"], f"{r['seconds']:.1f}") for r in facts["lost"]]
@@ -77,8 +74,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     return [
         "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         for row in cells
     ]

@@ -71,10 +71,7 @@ def clip_rows(outcome: Outcome, config: CurateConfig) -> list[Row]:
     """The rows of the clips table for an analysed source: they part it exactly."""
     analysis = outcome.analysis
     assert analysis is not None
-    return [
-        _clip_row(outcome, analysis, span, config)
-        for span in cutting.split(analysis, config.cuts, config.clips)
-    ]
+    return [_clip_row(outcome, analysis, span, config) for span in cutting.split(analysis, config.cuts, config.clips)]
 
 
 def _clip_row(outcome: Outcome, analysis: Analysis, span: cutting.Span, config: CurateConfig) -> Row:

@@ -126,9 +126,7 @@ def _encode(run: Path, config: CurateConfig, jobs: dict[str, list[ClipJob]]) -> 
     """Decode the sources whose clips are not all there, once each, and commit their clips under
     work/clips."""
     missing = {path: missing_jobs(run, of_source, config) for path, of_source in jobs.items()}
-    sources = [
-        {"path": path, "jobs": [asdict(job) for job in some]} for path, some in missing.items() if some
-    ]
+    sources = [{"path": path, "jobs": [asdict(job) for job in some]} for path, some in missing.items() if some]
     if not sources:
         return
     from pipelines.data.stages import OnItem, at_a_time, run_stage

@@ -54,9 +54,7 @@ def _counted(count: int, unit: str, rejected: dict[str, int]) -> str:
     if not rejected:
         return text
     by_count = sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
-    return (
-        f"{text}, {sum(rejected.values())} rejected ({', '.join(f'{n} {reason}' for reason, n in by_count)})"
-    )
+    return f"{text}, {sum(rejected.values())} rejected ({', '.join(f'{n} {reason}' for reason, n in by_count)})"
 
 
 def bucket_plan(clips: list[Row]) -> list[Row]:
@@ -179,8 +177,7 @@ def _example(clip: Row) -> Row:
         "value": clip["value"],
         "threshold": clip["threshold"],
         "unit": unit,
-        "measured": bool(unit)
-        or clip["reason"] in (Reason.BLACK.value, Reason.STATIC.value, Reason.NO_BUCKET.value),
+        "measured": bool(unit) or clip["reason"] in (Reason.BLACK.value, Reason.STATIC.value, Reason.NO_BUCKET.value),
     }
 
 

@@ -80,9 +80,7 @@ class Listing:
         """One line about the files that are left out; "" when there are none."""
         if not self.others:
             return ""
-        kinds = ", ".join(
-            f"{count} {ext or 'without extension'}" for ext, count in self.others.most_common(5)
-        )
+        kinds = ", ".join(f"{count} {ext or 'without extension'}" for ext, count in self.others.most_common(5))
         return f"left out {self.others.total()} files that are no media by their names: {kinds}"
 
 

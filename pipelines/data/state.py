@@ -34,9 +34,7 @@ def check_run_directory(run: Path) -> None:
 def load_config(run: Path) -> CurateConfig:
     """The resolved recipe of ``run``. Raises UserError when it has none."""
     if not (run / RECIPE_NAME).is_file():
-        raise UserError(
-            f"{run} is no curation run: make one with 'kineo data run RECIPE --input DIR --out {run}'"
-        )
+        raise UserError(f"{run} is no curation run: make one with 'kineo data run RECIPE --input DIR --out {run}'")
     try:
         return load_recipe(run / RECIPE_NAME, CurateConfig)
     except RecipeError as error:
@@ -70,9 +68,7 @@ def load_outcomes(run: Path, config: CurateConfig) -> list[Outcome]:
     for line in json.loads((run / SOURCES_NAME).read_text(encoding="utf-8")):
         source, source_id = Source.from_json(line["source"]), line["source_id"]
         if "detail" in line:  # its content was not read
-            outcomes.append(
-                Outcome(source, source_id, line["bytes"], 0.0, None, line["reason"], line["detail"])
-            )
+            outcomes.append(Outcome(source, source_id, line["bytes"], 0.0, None, line["reason"], line["detail"]))
             continue
         path = analysis_path(run, source_id, config)
         try:

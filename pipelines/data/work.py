@@ -102,8 +102,7 @@ def missing_jobs(run: Path, jobs: Sequence[ClipJob], config: CurateConfig) -> li
     return [
         job
         for job in jobs
-        if not encoded_path(run, keys[job.clip_id]).is_file()
-        and not failed_path(run, keys[job.clip_id]).is_file()
+        if not encoded_path(run, keys[job.clip_id]).is_file() and not failed_path(run, keys[job.clip_id]).is_file()
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from kineograph.config import digest
 from kineograph.errors import Failure
 from kineograph.media.geometry import Bucket
+from kineograph.models.text import encode_captions
 from kineograph.store.commit import write_json
 from kineograph.store.manifest import Shard, TextEncoderInfo
 from kineograph.store.schema import SCHEMA_VERSION
@@ -123,7 +124,7 @@ def write_planned(item: dict[str, Any], *, run: str) -> dict[str, Any]:
     """Commit the shard of the ShardPlan ``item`` and then, under work, its record, which is returned."""
     plan = ShardPlan(**{**item, "rows": tuple(item["rows"])})
     encoder = _encoder(plan.text_encoder)
-    embeddings = encoder.encode([row["caption"] for row in plan.rows])
+    embeddings = encode_captions(encoder, [row["caption"] for row in plan.rows])
     rows = []
     for row, embedding in zip(plan.rows, embeddings, strict=True):
         values = {name: value for name, value in row.items() if name != "key"}

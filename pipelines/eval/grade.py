@@ -59,17 +59,13 @@ def oracle_grades(videos: Iterable[np.ndarray], prompts: Sequence[str]) -> list[
     return grades
 
 
-def accuracy_scores(
-    grades: Sequence[Grade], confidence: Confidence, seed: int, prefix: str = ""
-) -> list[Score]:
+def accuracy_scores(grades: Sequence[Grade], confidence: Confidence, seed: int, prefix: str = "") -> list[Score]:
     """The share of right colours, shapes and directions among the graded videos; none where N is 0."""
     scores = []
     for aspect, chance in CHANCE.items():
         hits = [bool(g[aspect]) for g in grades if g[aspect] is not None]
         if hits:
-            estimate = bootstrap_share(
-                hits, confidence=confidence.level, resamples=confidence.resamples, seed=seed
-            )
+            estimate = bootstrap_share(hits, confidence=confidence.level, resamples=confidence.resamples, seed=seed)
             scores.append(score(f"{prefix}{aspect}_accuracy", estimate, ORACLE_VERSION, chance))
     return scores
 

@@ -134,9 +134,7 @@ def _facts(found: Evaluation, generator: TextToVideo, folder: Path) -> dict[str,
         },
         "sampling": found.details["sampling"],
         "validation_loss_by_timestep": found.details.get("by_timestep"),
-        "samples": [
-            {"prompt": p.text, "seed": p.seed, **g} for p, g in zip(found.samples, found.grades, strict=True)
-        ],
+        "samples": [{"prompt": p.text, "seed": p.seed, **g} for p, g in zip(found.samples, found.grades, strict=True)],
     }
 
 
@@ -240,9 +238,7 @@ def _write(out: Path, found: Evaluation, metrics: dict[str, Any]) -> list[tuple[
     return top + [(p, "sheets") for p in sheets] + [(p, "videos") for p in videos]
 
 
-def _attach(
-    metrics: dict[str, Any], run: dict[str, str] | None, files: list[tuple[Path, str]]
-) -> dict[str, Any]:
+def _attach(metrics: dict[str, Any], run: dict[str, str] | None, files: list[tuple[Path, str]]) -> dict[str, Any]:
     """Put scores and files into the checkpoint's MLflow run. A line says when that fails."""
     if not run or not run.get("run_id"):
         say("the checkpoint knows no MLflow run: the scores are in the run directory alone")

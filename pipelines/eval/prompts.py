@@ -35,8 +35,7 @@ def choose_prompts(count: int, seed: int, fixed: Sequence[str] = ()) -> list[Pro
 def grid_prompts(count: int, seed: int) -> list[str]:
     """``count`` captions of one moving object: the whole grid in a drawn order, then again in another one."""
     grid = [
-        f"a {colour} {shape} moving {direction}"
-        for colour, shape, direction in product(COLOURS, SHAPES, DIRECTIONS)
+        f"a {colour} {shape} moving {direction}" for colour, shape, direction in product(COLOURS, SHAPES, DIRECTIONS)
     ]
     rng = np.random.default_rng(held_out_seed(seed, "prompts"))
     rounds = -(-count // len(grid))

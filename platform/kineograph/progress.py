@@ -36,7 +36,12 @@ class Progress:
         left = f"{duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
         if self.done >= self.total:
             left = f"in {duration(elapsed)}"
-        parts = [f"{self.label} {self.done}/{self.total} {self.unit}", f"{rate:.1f} {self.unit}/s", left, note]
+        parts = [
+            f"{self.label} {self.done}/{self.total} {self.unit}",
+            f"{rate:.1f} {self.unit}/s",
+            left,
+            note,
+        ]
         return "  ".join(part for part in parts if part)
 
     def _show(self, note: str = "", force: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from kineograph.errors import Failure
 
@@ -20,17 +21,17 @@ def start_ray(num_cpus: int | None = None) -> None:
     # A Ray that starts here says on every start that it made itself a token: nobody has to act on it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {
+        "logging_level": logging.WARNING,
+        # What Ray's own actors and the libraries in its workers remark would bury what ours say. Errors are raised.
+        "logging_config": ray.LoggingConfig(log_level="ERROR"),
+        "runtime_env": {"env_vars": {"PYTHONWARNINGS": "ignore"}},
+    }
     try:
         if address:
-            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+            ray.init(address=address, **quiet)
         else:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=True,
-                logging_level=logging.WARNING,
-            )
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise Failure(f"cannot {where}: {' '.join(str(error).split())[:200]}") from error

@@ -366,9 +366,7 @@ def _is_refusal(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code in _REFUSALS
-    return isinstance(error, ValueError | TypeError | LookupError | AttributeError) and not isinstance(
-        error, OSError
-    )
+    return isinstance(error, ValueError | TypeError | LookupError | AttributeError) and not isinstance(error, OSError)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -193,9 +193,7 @@ def test_a_server_that_never_answers_holds_nobody_up(root):
         tracker.finish(timeout_s=1.0)
         assert time.monotonic() - began < 10  # MLflow itself would wait for twenty seconds and more
     (line,) = [
-        json.loads(text)
-        for text in (root / "silent" / SPOOL_NAME).read_text().splitlines()
-        if '"metrics"' in text
+        json.loads(text) for text in (root / "silent" / SPOOL_NAME).read_text().splitlines() if '"metrics"' in text
     ]
     assert line["metrics"] == {"loss": 1.0}
 

@@ -69,12 +69,8 @@ A run that was stopped goes on where it was: give the same command again.
 """
 )
 @click.argument("recipe")
-@click.option(
-    "--input", "source", type=click.Path(path_type=Path), help="Directory or file with the sources."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="runs/data", show_default=True, help="Run directory."
-)
+@click.option("--input", "source", type=click.Path(path_type=Path), help="Directory or file with the sources.")
+@click.option("--out", type=click.Path(path_type=Path), default="runs/data", show_default=True, help="Run directory.")
 @set_option
 @json_option
 def run(recipe: str, source: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -137,9 +133,7 @@ def verify(run: Path, as_json: bool) -> int:
     from kineograph.store.manifest import verify as compare
 
     manifest = Manifest.load(run)
-    damaged = [
-        {"shard": shard.path, "problem": problem} for shard, problem in compare(run, manifest) if problem
-    ]
+    damaged = [{"shard": shard.path, "problem": problem} for shard, problem in compare(run, manifest) if problem]
     facts = {"run": str(run), "digest": manifest.digest, "shards": len(manifest.shards), "damaged": damaged}
     lines = [f"damaged: {run / entry['shard']}: {entry['problem']}" for entry in damaged]
     if damaged:

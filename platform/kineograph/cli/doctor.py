@@ -262,9 +262,7 @@ def _disk(runs_dir: Path) -> Check:
     folder = _existing(runs_dir)
     free = shutil.disk_usage(folder).free / 1e9
     status: Status = "missing" if free < DISK_NEEDED_GB else "warn" if free < DISK_WARN_GB else "ok"
-    return Check(
-        "disk", status, f"{free:.1f} GB free at {folder}", "free some space, or give --runs-dir elsewhere"
-    )
+    return Check("disk", status, f"{free:.1f} GB free at {folder}", "free some space, or give --runs-dir elsewhere")
 
 
 def _text_encoder() -> Check:
@@ -292,9 +290,7 @@ def _mlflow_store(runs_dir: Path) -> Check:
             return Check("MLflow store", "missing", f"{folder} is not writable", "give --runs-dir elsewhere")
         return Check("MLflow store", "ok", f"will be made as sqlite:///{store}")
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{quote(str(store))}?mode=ro", uri=True, timeout=5)
-        ) as database:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(store))}?mode=ro", uri=True, timeout=5)) as database:
             runs = database.execute("select count(*) from runs").fetchone()[0]
     except sqlite3.Error as error:
         fix = f"move {store} away; what it held is lost to the dashboard, runs themselves are whole"

@@ -28,9 +28,7 @@ Exits with 1 when the gate of the recipe is missed; the report is there all the 
     help="A training run, of which the newest checkpoint is taken, or a checkpoint folder.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="The curation run, for the validation loss.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Directory of the report; RUN/eval/step-… if not given."
-)
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the report; RUN/eval/step-… if not given.")
 @set_option
 @json_option
 def evaluate(

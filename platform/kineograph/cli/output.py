@@ -19,7 +19,11 @@ def json_option(command: F) -> F:
 def set_option(command: F) -> F:
     """Add ``--set key=value``, repeatable: overrides of the recipe."""
     return click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe; repeatable.",
     )(command)
 
 

@@ -18,9 +18,7 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("runs_dir", type=click.Path(path_type=Path), default=Path("runs"))
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one.")
 @click.option("--no-mlflow", is_flag=True, help="Do not start MLflow's server.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @json_option

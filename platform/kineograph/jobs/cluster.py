@@ -36,9 +36,7 @@ class ClusterConfig(Config):
     def _check(self) -> ClusterConfig:
         url = urlsplit(self.address)
         if self.kind == "ray" and (url.scheme not in ("http", "https") or not url.hostname):
-            raise ValueError(
-                f"address is the URL of the Ray dashboard, e.g. http://head:8265, not {self.address!r}"
-            )
+            raise ValueError(f"address is the URL of the Ray dashboard, e.g. http://head:8265, not {self.address!r}")
         if self.kind == "ray" and self.runs_dir is not None and not is_absolute(self.runs_dir):
             raise ValueError(f"runs_dir is an absolute path or a URL, not {self.runs_dir!r}")
         return self

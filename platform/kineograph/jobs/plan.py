@@ -112,9 +112,7 @@ def packages_to_ship() -> list[Path]:
     for name in ("kineograph", "pipelines"):
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"the package {name} is not installed here: set ship_code: false in the cluster file"
-            )
+            raise UserError(f"the package {name} is not installed here: set ship_code: false in the cluster file")
         folders.append(Path(next(iter(spec.submodule_search_locations))).resolve())
     return folders
 
@@ -125,9 +123,7 @@ def _with_out(kind: str, cluster: ClusterConfig, paths: Mapping[str, str], cwd: 
     if "out" in given or (cluster.kind == "local" and cluster.runs_dir is None):
         return given
     if not cluster.is_here and cluster.runs_dir is None:
-        raise UserError(
-            f"where should {cluster.address} write? Give --out, or set runs_dir in the cluster file"
-        )
+        raise UserError(f"where should {cluster.address} write? Give --out, or set runs_dir in the cluster file")
     runs_dir = cluster.runs_dir or str(cwd / "runs")
     return {**given, "out": f"{runs_dir.rstrip('/')}/{kind}"}
 

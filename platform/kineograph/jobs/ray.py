@@ -139,9 +139,7 @@ class RayJobs:
     def _require(self, job_id: str) -> JobRecord:
         record = self.get(job_id)
         if record is None:
-            raise UserError(
-                f"no job {job_id} at {self.address}: 'kineo jobs list --on ray' shows what is there"
-            )
+            raise UserError(f"no job {job_id} at {self.address}: 'kineo jobs list --on ray' shows what is there")
         return record
 
 
@@ -215,9 +213,7 @@ def choose_auth_mode(address: str, is_here: bool) -> None:
     if "RAY_AUTH_MODE" in os.environ or not _asks_for_token(address):
         return
     if not is_here:
-        raise Failure(
-            f"the Ray cluster at {address} asks for a token: set RAY_AUTH_MODE=token, with its token"
-        )
+        raise Failure(f"the Ray cluster at {address} asks for a token: set RAY_AUTH_MODE=token, with its token")
     os.environ["RAY_AUTH_MODE"] = "token"
 
 

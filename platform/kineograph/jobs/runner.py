@@ -71,9 +71,7 @@ def run(folder: Path) -> None:
     state = JobState.STOPPED if stop_asked else ended_as
     save_record(
         folder,
-        record.model_copy(
-            update={"state": state, "exit_code": exit_code, "ended": time.time(), "detail": detail}
-        ),
+        record.model_copy(update={"state": state, "exit_code": exit_code, "ended": time.time(), "detail": detail}),
     )
 
 

@@ -47,9 +47,7 @@ class Decoding:
             time = float(frame.time) if frame.time is not None else None
             first = time if first is None else first
             self.pts.append(time)
-            self.last_duration = (
-                float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
-            )
+            self.last_duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
             if time is not None and first is not None and time - first > self.limits.max_seconds:
                 raise MediaFault(Reason.TOO_LARGE, f"it runs past {self.limits.max_seconds:.0f} s")
             yield frame

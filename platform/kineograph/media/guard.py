@@ -62,9 +62,7 @@ def run_guarded(function: str, kwargs: Mapping[str, Any], limits: GuardLimits) -
     crashed (a signal, out of memory, any other exception). Raises Failure when no child can be started at
     all.
     """
-    request = json.dumps(
-        {"function": function, "kwargs": dict(kwargs), "limits": limits.model_dump()}
-    ).encode()
+    request = json.dumps({"function": function, "kwargs": dict(kwargs), "limits": limits.model_dump()}).encode()
     # A server that was killed from outside says nothing about the file: ask a fresh one, once.
     ended = _server().call(request) or _server().call(request) or _KILLED
     if ended.fault:

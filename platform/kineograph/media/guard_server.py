@@ -119,9 +119,7 @@ def _be_child(function: Any, kwargs: dict[str, Any], limits: dict[str, Any], sen
 def _confine(limits: dict[str, Any], server: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    signal.setitimer(
-        signal.ITIMER_REAL, limits["wall_s"] + 5
-    )  # outlives no one, whatever happens to the server
+    signal.setitimer(signal.ITIMER_REAL, limits["wall_s"] + 5)  # outlives no one, whatever happens to the server
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

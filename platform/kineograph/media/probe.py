@@ -209,19 +209,13 @@ def _probe(container: Any, stream: Any, still: bool) -> Probe:
 
 def _check_limits(probe: Probe, container: Any, limits: MediaLimits) -> None:
     if len(container.streams) > limits.max_streams:
-        raise MediaFault(
-            Reason.TOO_LARGE, f"{len(container.streams)} streams, the limit is {limits.max_streams}"
-        )
+        raise MediaFault(Reason.TOO_LARGE, f"{len(container.streams)} streams, the limit is {limits.max_streams}")
     check_pixels(probe.width, probe.height, limits)
     if probe.seconds > limits.max_seconds:
-        raise MediaFault(
-            Reason.TOO_LARGE, f"{probe.seconds:.0f} s declared, the limit is {limits.max_seconds:.0f}"
-        )
+        raise MediaFault(Reason.TOO_LARGE, f"{probe.seconds:.0f} s declared, the limit is {limits.max_seconds:.0f}")
 
 
 def check_pixels(width: int, height: int, limits: MediaLimits) -> None:
     """Raise MediaFault too_large for a frame of more pixels than ``limits`` allow."""
     if width * height > limits.max_pixels:
-        raise MediaFault(
-            Reason.TOO_LARGE, f"{width}x{height} pixels, the limit is {limits.max_pixels} in all"
-        )
+        raise MediaFault(Reason.TOO_LARGE, f"{width}x{height} pixels, the limit is {limits.max_pixels} in all")

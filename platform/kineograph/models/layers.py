@@ -15,6 +15,11 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
+POSITION_PERIOD = 100.0
+"""Longest wavelength of position codes. Grids of patches are short: with the usual 10,000 nearly all channels would be the
+same everywhere."""
+
+
 def sinusoidal(positions: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal features of real ``positions`` (any shape): [..., width], cosines first (Vaswani et al. 2017)."""
     half = width // 2
@@ -23,23 +28,26 @@ def sinusoidal(positions: Tensor, width: int, max_period: float = 10_000.0) -> T
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def spatial_positions(height: int, width: int, dim: int, base: float, device: torch.device) -> Tensor:
-    """2D sine-cosine positions (height·width, dim), scaled to resolution.
+def grid_coordinates(height: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column coordinates (height·width each) of a grid of patches around its centre, scaled to resolution.
 
-    Coordinates run from 0 to ``base`` over the square root of the area, so that a patch in the middle of a large frame
-    and one in the middle of a small frame get the same code whatever the number of patches (PixArt-α, appendix).
+    The square root of the area is ``base`` long, whatever the number of patches (PixArt-α, appendix).
     """
     unit = base / math.sqrt(height * width)
     rows = (torch.arange(height, device=device) - (height - 1) / 2) * unit
     columns = (torch.arange(width, device=device) - (width - 1) / 2) * unit
-    row_code = sinusoidal(rows, dim // 2)[:, None].expand(-1, width, -1)
-    column_code = sinusoidal(columns, dim // 2)[None].expand(height, -1, -1)
-    return torch.cat([row_code, column_code], dim=-1).reshape(height * width, dim)
+    return rows.repeat_interleave(width), columns.repeat(height)
 
 
-def rotary_angles(positions: Tensor, head_width: int, max_period: float = 10_000.0) -> Tensor:
-    """RoPE angles (len(positions), head_width/2) (Su et al. 2021)."""
-    frequencies = max_period ** (-torch.arange(0, head_width, 2, device=positions.device) / head_width)
+def spatial_positions(rows: Tensor, columns: Tensor, dim: int) -> Tensor:
+    """2D sine-cosine code (S, dim) of coordinates (S): one half for the row, one for the column."""
+    halves = [sinusoidal(c, dim // 2, POSITION_PERIOD) for c in (rows, columns)]
+    return torch.cat(halves, dim=-1)
+
+
+def rotary_angles(positions: Tensor, channels: int) -> Tensor:
+    """RoPE angles (len(positions), channels/2) (Su et al. 2021)."""
+    frequencies = POSITION_PERIOD ** (-torch.arange(0, channels, 2, device=positions.device) / channels)
     return positions.float()[:, None] * frequencies
 
 
@@ -65,7 +73,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, angles: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        angles: Tensor | None = None,
     ) -> Tensor:
         """x (B N D) attends to ``context`` (B M D; itself when None). ``mask`` (B M) is True where there is something
         to attend to; ``angles`` (N d/2) rotate queries and keys."""
@@ -99,8 +111,9 @@ class ScalarEmbedding(nn.Module):
     def __init__(self, width: int, features: int = 256) -> None:
         super().__init__()
         self.features = features
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.up = nn.Linear(features, width)
+        self.down = nn.Linear(width, width)
 
     def forward(self, value: Tensor) -> Tensor:
-        code = sinusoidal(value, self.features).to(self.mlp[0].weight.dtype)
-        return self.mlp(code)
+        code = sinusoidal(value, self.features).to(self.up.weight.dtype)
+        return self.down(F.silu(self.up(code)))

@@ -6,17 +6,20 @@ SD3 (Esser et al. 2024: pooled text in the modulation, QK-norm).
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kineograph.config import Config
 from kineograph.models.layers import (
     MLP,
     Attention,
     ScalarEmbedding,
+    grid_coordinates,
     modulate,
     rotary_angles,
     spatial_positions,
@@ -42,16 +45,68 @@ class STDiTConfig(Config):
     """Attention heads; width / heads must be even."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over width."""
-    position_base: float = 16.0
-    """Coordinates of a frame run over this length (spatial_positions)."""
+    position_base: float = 8.0
+    """Side of a square frame in the units of position codes (grid_coordinates)."""
 
     @model_validator(mode="after")
     def _check(self) -> STDiTConfig:
-        if self.width % self.heads or (self.width // self.heads) % 2 or self.width % 4:
-            raise ValueError(f"width {self.width} must be a multiple of 4, and of heads {self.heads} with an even quotient")
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4·heads, and heads is {self.heads}")
         if self.patch[0] != 1:
             raise ValueError("patch must cover one latent frame: timesteps are per frame")
         return self
+
+
+class TextNorm(nn.Module):
+    """Takes out of text states what all captions of a dataset share, so that what tells them apart weighs the same.
+
+    In a sentence encoder's states "left" and "right" differ by a small part of their length. Tokens are standardised
+    per channel; the pooled caption is whitened (Su et al. 2021, Whitening Sentence Representations), with directions
+    of less than ``floor`` of the largest variance held down. Until it is fitted it changes nothing.
+    """
+
+    floor = 3e-3
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.pooled_mean: Tensor
+        self.whitening: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("pooled_mean", torch.zeros(width))
+        self.register_buffer("whitening", torch.eye(width))
+
+    @torch.no_grad()
+    def fit(self, captions: Sequence[Tensor]) -> None:
+        """Fit to the states (L width) of different captions. A single caption leaves the norm as it is."""
+        if len(captions) < 2:
+            return
+        tokens = torch.cat(list(captions)).double()
+        self.mean.copy_(tokens.mean(0))
+        self.std.copy_(tokens.std(0).clamp_min(1e-3))
+        pooled = torch.stack([((c - self.mean) / self.std).mean(0) for c in captions]).double()
+        variances, axes = torch.linalg.eigh(torch.cov(pooled.T))
+        gains = (variances.clamp_min(0) + self.floor * variances[-1]).rsqrt()
+        self.pooled_mean.copy_(pooled.mean(0))
+        self.whitening.copy_(axes * gains @ axes.T)
+
+    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """states (B L width) with ``mask`` (B L) to standardised states and the pooled caption (B width), zero for a row
+        without tokens."""
+        states = (states - self.mean) / self.std
+        weights = mask.to(states.dtype) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+        pooled = ((weights[..., None] * states).sum(dim=1) - self.pooled_mean) @ self.whitening
+        return states, pooled * mask.any(dim=1, keepdim=True)
+
+
+class Angles(NamedTuple):
+    """Rotary angles of places in a frame (S d/2) and of frames (T d/2). With them the modulation can aim attention in a
+    direction: "what is now to the right of here"."""
+
+    spatial: Tensor
+    temporal: Tensor
 
 
 class STDiTBlock(nn.Module):
@@ -68,7 +123,7 @@ class STDiTBlock(nn.Module):
         self.mlp = MLP(width, mlp_hidden)
         self.modulation = nn.Parameter(torch.randn(9, width) / width**0.5)  # adaLN-single: the block's own offset
 
-    def forward(self, x: Tensor, shared: Tensor, text: Tensor, text_mask: Tensor, angles: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shared: Tensor, text: Tensor, text_mask: Tensor, angles: Angles) -> Tensor:
         """x (B T S D); ``shared`` (B T 9 D) is the modulation that all blocks share."""
         b, t, s, _ = x.shape
         modulation = (shared + self.modulation).unsqueeze(3)  # B T 9 1 D
@@ -79,11 +134,11 @@ class STDiTBlock(nn.Module):
         ) = modulation.unbind(2)  # each B T 1 D  # fmt: skip
 
         y = modulate(self.spatial_norm(x), spatial_shift, spatial_scale)
-        y = self.spatial(y.flatten(0, 1)).unflatten(0, (b, t))  # B T S D
+        y = self.spatial(y.flatten(0, 1), angles=angles.spatial).unflatten(0, (b, t))  # B T S D
         x = x + spatial_gate * y
 
         y = modulate(self.temporal_norm(x), temporal_shift, temporal_scale).transpose(1, 2)  # B S T D
-        y = self.temporal(y.flatten(0, 1), angles=angles).unflatten(0, (b, s)).transpose(1, 2)  # B T S D
+        y = self.temporal(y.flatten(0, 1), angles=angles.temporal).unflatten(0, (b, s)).transpose(1, 2)  # B T S D
         x = x + temporal_gate * y
 
         x = x + self.cross(x.flatten(1, 2), context=text, mask=text_mask).unflatten(1, (t, s))
@@ -107,13 +162,14 @@ class STDiT(nn.Module):
         self.embed_width = ScalarEmbedding(width)
         self.embed_text = nn.Linear(config.text_width, width)
         self.embed_pooled = nn.Sequential(nn.Linear(config.text_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.text_norm = TextNorm(config.text_width)
         self.null_text = nn.Parameter(torch.zeros(config.text_width))  # stands for "no caption"
-        self.shared_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width))
+        self.shared_modulation = nn.Linear(width, 9 * width)
         self.blocks = nn.ModuleList(
             STDiTBlock(width, config.heads, int(width * config.mlp_ratio)) for _ in range(config.depth)
         )
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.final_modulation = nn.Linear(width, 2 * width)
         self.to_patches = nn.Linear(width, config.in_channels * patch_volume)
         self._initialise()
 
@@ -126,12 +182,13 @@ class STDiT(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.null_text, std=0.02)
         for embedding in (self.embed_timestep, self.embed_fps, self.embed_height, self.embed_width):
-            nn.init.normal_(embedding.mlp[0].weight, std=0.02)
-            nn.init.normal_(embedding.mlp[2].weight, std=0.02)
-        for layer in (self.shared_modulation[1], self.final_modulation[1], self.to_patches):
+            nn.init.normal_(embedding.up.weight, std=0.02)
+            nn.init.normal_(embedding.down.weight, std=0.02)
+        for layer in (self.shared_modulation, self.final_modulation, self.to_patches):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         for block in self.blocks:
+            assert isinstance(block, STDiTBlock)
             nn.init.zeros_(block.cross.out.weight)
 
     def forward(
@@ -152,15 +209,21 @@ class STDiT(nn.Module):
         frames, height, width = latents.shape[2:]
         _, padded_height, padded_width = padded_size((frames, height, width), self.config.patch)
         grid = padded_height // self.config.patch[1], padded_width // self.config.patch[2]
-        places = spatial_positions(*grid, self.config.width, self.config.position_base, latents.device)
+        rows, columns = grid_coordinates(*grid, self.config.position_base, latents.device)
+        places = spatial_positions(rows, columns, self.config.width).to(latents.dtype)
+        head_width = self.config.width // self.config.heads
+        angles = Angles(
+            torch.cat([rotary_angles(c, head_width // 2) for c in (rows, columns)], dim=-1),
+            rotary_angles(torch.arange(frames, device=latents.device), head_width),
+        )
 
-        x = self.embed_patches(patchify(latents, self.config.patch)) + places.to(latents.dtype)  # B T S D
+        x = self.embed_patches(patchify(latents, self.config.patch)) + places  # B T S D
         tokens, token_mask, pooled = self._text(text, text_mask)
         condition = self.embed_timestep(timestep * 1000) + (  # B T D
             pooled + self.embed_fps(fps) + self.embed_height(size[:, 0]) + self.embed_width(size[:, 1])
         ).unsqueeze(1)
+        condition = F.silu(condition)
         shared = self.shared_modulation(condition).unflatten(-1, (9, -1))  # B T 9 D
-        angles = rotary_angles(torch.arange(frames, device=x.device), self.config.width // self.config.heads)
 
         for block in self.blocks:
             x = block(x, shared, tokens, token_mask, angles)
@@ -173,9 +236,7 @@ class STDiT(nn.Module):
         """Token states (B L+1 D), their mask, and the pooled caption (B D). The first token stands for "no caption" and
         is seen by the rows that have none."""
         empty = ~mask.any(dim=1)  # B
+        states, pooled = self.text_norm(text, mask)
         null = self.null_text.to(text.dtype).expand(len(text), 1, -1)
-        text = torch.cat([null, text], dim=1)  # B L+1 text_width
-        mask = torch.cat([empty[:, None], mask], dim=1)
-        weights = mask.to(text.dtype) / mask.sum(dim=1, keepdim=True)
-        pooled = self.embed_pooled((weights[..., None] * text).sum(dim=1))
-        return self.embed_text(text), mask, pooled
+        tokens = self.embed_text(torch.cat([null, states], dim=1))  # B L+1 D
+        return tokens, torch.cat([empty[:, None], mask], dim=1), self.embed_pooled(pooled)

@@ -16,6 +16,9 @@ import torch
 from kineograph.errors import UserError
 from kineograph.models.torchvision_shim import ensure_torchvision_importable
 
+BATCH = 64
+"""Captions encoded at once."""
+
 
 class TextEncoder(Protocol):
     """What every text encoder offers."""
@@ -44,7 +47,9 @@ class MiniLM:
         ensure_torchvision_importable()
         # Imported here: transformers takes seconds, and most users of models/ never encode text.
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         folder = minilm_folder()
         self.max_tokens = max_tokens
         self.device = device
@@ -57,8 +62,8 @@ class MiniLM:
 
         Captions of equal length form a batch, so that nothing is padded and no result depends on its neighbours' length.
         """
-        tokens = {
-            caption: tuple(self._tokenizer(caption, truncation=True, max_length=self.max_tokens)["input_ids"])
+        tokens: dict[str, list[int]] = {
+            caption: list(self._tokenizer(caption, truncation=True, max_length=self.max_tokens)["input_ids"])
             for caption in dict.fromkeys(captions)
         }
         by_length: dict[int, list[str]] = {}
@@ -66,10 +71,10 @@ class MiniLM:
             by_length.setdefault(len(ids), []).append(caption)
         states: dict[str, np.ndarray] = {}
         for same_length in by_length.values():
-            for start in range(0, len(same_length), 64):
-                batch = same_length[start : start + 64]
-                ids = torch.tensor([tokens[c] for c in batch], device=self.device)
-                hidden = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            for start in range(0, len(same_length), BATCH):
+                batch = same_length[start : start + BATCH]
+                input_ids = torch.tensor([tokens[c] for c in batch], device=self.device)
+                hidden = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).last_hidden_state
                 states.update(zip(batch, hidden.half().cpu().numpy(), strict=True))
         return [states[caption] for caption in captions]
 
@@ -87,3 +92,9 @@ def load_text_encoder(name: str = "minilm", max_tokens: int = 64, device: str = 
     if name != MiniLM.name:
         raise UserError(f"no text encoder {name!r}; there is: {MiniLM.name}")
     return MiniLM(max_tokens, device)
+
+
+def encode_captions(encoder: TextEncoder, captions: Sequence[str]) -> list[np.ndarray]:
+    """Token states (tokens, width) of each caption. An empty caption has no tokens: it stands for "no caption"."""
+    states = iter(encoder.encode([c for c in captions if c.strip()]))
+    return [next(states) if c.strip() else np.zeros((0, encoder.width), np.float16) for c in captions]

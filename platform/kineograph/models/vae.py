@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kineograph.config import Config
@@ -33,79 +35,125 @@ class PatchPCAConfig(Config):
     """Shape of a patch-PCA autoencoder."""
 
     kind: Literal["patch_pca"] = "patch_pca"
-    stride: int = 4
-    """Rows and columns of pixels in a patch. Time is not compressed."""
-    channels: int = 12
-    """Principal components kept, of stride² · 3."""
+    stride: int = Field(4, ge=1)
+    """Rows and columns of pixels per latent."""
+    temporal_stride: int = Field(4, ge=1)
+    """Frames per latent after the first frame, which is a latent of its own: a video has 1 + k·temporal_stride frames."""
+    channels: int = Field(16, ge=1)
+    """Principal components kept, at most 3·stride²."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PatchPCAConfig:
+        if self.channels > 3 * self.stride**2:
+            raise ValueError(f"channels {self.channels} is more than the {3 * self.stride**2} pixels of a patch")
+        return self
 
 
-class PatchPCA(nn.Module):
-    """Keeps the first principal components of the pixels of square patches; frame by frame, so an image is one frame.
+class PCA(nn.Module):
+    """z = W (x - mean) / scale and x' = Wᵀ z·scale + mean, the rows of W orthonormal.
 
-    z = W (x - mean) / scale, x' = Wᵀ z · scale + mean, with the rows of W orthonormal. ``scale`` is one number, so that
-    distances between latents are those between pixels and the latents' variance is one on average.
+    ``scale`` is one number, so that distances between latents are those between pixels, and the latents' mean variance
+    is one.
     """
 
-    def __init__(self, config: PatchPCAConfig) -> None:
+    def __init__(self, size: int, channels: int) -> None:
         super().__init__()
-        size = 3 * config.stride**2
-        if not 0 < config.channels <= size:
-            raise UserError(f"vae.channels is {config.channels}: a patch of stride {config.stride} has 1 to {size}")
-        self.config = config
-        self.channels = config.channels
-        self.strides = (1, config.stride, config.stride)
         self.mean: Tensor
         self.components: Tensor
         self.scale: Tensor
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("components", torch.eye(size)[: config.channels].clone())  # channels, patch pixels
+        self.register_buffer("components", torch.eye(size)[:channels].clone())  # channels, size
         self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()
-    def fit(self, videos: list[Tensor]) -> float:
-        """Fit to ``videos`` (each 3 T H W in [-1, 1]); return the share of variance kept, 0..1.
+    def fit(self, batches: Iterable[Tensor]) -> float:
+        """Fit to rows (N size), batch by batch; return the share of variance kept, 0..1.
 
-        The sign of each component is fixed (its largest entry is positive), so equal data gives equal latents.
+        The largest entry of each component is made positive, so that equal data gives equal latents.
         """
-        total = torch.zeros(len(self.mean), dtype=torch.float64)
-        outer = torch.zeros(len(self.mean), len(self.mean), dtype=torch.float64)
+        size, channels = self.mean.numel(), len(self.components)
+        total = torch.zeros(size, dtype=torch.float64)
+        outer = torch.zeros(size, size, dtype=torch.float64)
         count = 0
-        for video in videos:
-            x = self._patches(video[None]).flatten(0, 2).double()
+        for batch in batches:
+            x = batch.double()
             total += x.sum(0)
             outer += x.T @ x
             count += len(x)
         if count < 2:
             raise UserError("the patch-PCA autoencoder needs at least two patches to be fitted")
         mean = total / count
-        covariance = outer / count - mean[:, None] * mean
-        variances, vectors = torch.linalg.eigh(covariance)  # ascending
-        components = vectors.flip(1).T[: self.channels]
+        variances, vectors = torch.linalg.eigh(outer / count - mean[:, None] * mean)  # ascending
+        components = vectors.flip(1).T[:channels]
         signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
-        kept = variances.flip(0)[: self.channels].clamp_min(0)
+        kept = variances.flip(0)[:channels].clamp_min(0)
         self.mean.copy_(mean)
         self.components.copy_(components * signs)
-        self.scale.copy_((kept.mean().sqrt()).clamp_min(1e-6))
+        self.scale.copy_(kept.mean().sqrt().clamp_min(1e-6))
         return float(kept.sum() / variances.clamp_min(0).sum().clamp_min(1e-12))
 
+    def encode(self, x: Tensor) -> Tensor:
+        """(... size) to (... channels)."""
+        return (x - self.mean) @ self.components.T / self.scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(... channels) to (... size)."""
+        return z * self.scale @ self.components + self.mean
+
+
+class PatchPCA(nn.Module):
+    """Principal components of pixel patches: of squares in the first frame, of tubes in the frames after it.
+
+    The first frame stands alone, as in causal video autoencoders, so that an image is a video of one frame.
+    """
+
+    def __init__(self, config: PatchPCAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = config.channels
+        self.strides = (config.temporal_stride, config.stride, config.stride)
+        patch_size = 3 * config.stride**2
+        self.first = PCA(patch_size, config.channels)
+        self.rest = PCA(patch_size * config.temporal_stride, config.channels)
+
+    def fit(self, videos: Sequence[Tensor]) -> float:
+        """Fit to ``videos`` (each 3 T H W in [-1, 1]); return the share of variance kept, 0..1.
+
+        Any frame may be a first frame, so all of them fit its components. Without a video of several frames the tubes'
+        components are those of a patch that stands still.
+        """
+        square = (1, self.config.stride, self.config.stride)
+        kept = self.first.fit(patchify(v[None], square).flatten(0, 2) for v in videos)
+        moving = [v for v in videos if v.shape[1] > self.config.temporal_stride]
+        still = [v[:, :1].expand(-1, self.config.temporal_stride + 1, -1, -1) for v in videos]
+        tubes = (patchify(v[None, :, 1:], self.strides).flatten(0, 2) for v in moving or still)
+        return min(kept, self.rest.fit(tubes))
+
     def encode(self, video: Tensor) -> Tensor:
-        """(B 3 T H W) in [-1, 1], H and W multiples of the stride, to latents (B channels T H' W')."""
+        """(B 3 1+k·temporal_stride H W) in [-1, 1], H and W multiples of the stride, to latents (B channels 1+k H' W')."""
         t, h, w = video.shape[2:]
-        stride = self.config.stride
-        if h % stride or w % stride:
-            raise ValueError(f"a frame of {h}x{w} is no multiple of the stride {stride}")
-        x = (self._patches(video) - self.mean.to(video.dtype)) @ self.components.T.to(video.dtype) / self.scale
-        return unpatchify(x, (1, 1, 1), (t, h // stride, w // stride))
+        if h % self.strides[1] or w % self.strides[2] or (t - 1) % self.strides[0]:
+            raise ValueError(
+                f"{t} frames of {h}x{w} do not divide into patches of {self.strides} after the first frame"
+            )
+        grid = h // self.strides[1], w // self.strides[2]
+        square = (1, *self.strides[1:])
+        latents = [unpatchify(self.first.encode(patchify(video[:, :, :1], square)), (1, 1, 1), (1, *grid))]
+        if t > 1:
+            tubes = self.rest.encode(patchify(video[:, :, 1:], self.strides))
+            latents.append(unpatchify(tubes, (1, 1, 1), ((t - 1) // self.strides[0], *grid)))
+        return torch.cat(latents, dim=2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B channels T H' W') to (B 3 T H W), clamped to [-1, 1]."""
+        """Latents (B channels 1+k H' W') to (B 3 1+k·temporal_stride H W), clamped to [-1, 1]."""
         t, h, w = latents.shape[2:]
-        stride = self.config.stride
-        x = patchify(latents, (1, 1, 1)) * self.scale @ self.components.to(latents.dtype) + self.mean
-        return unpatchify(x, (1, stride, stride), (t, h * stride, w * stride)).clamp(-1, 1)
-
-    def _patches(self, video: Tensor) -> Tensor:
-        return patchify(video, (1, self.config.stride, self.config.stride))
+        size = h * self.strides[1], w * self.strides[2]
+        square = (1, *self.strides[1:])
+        frames = [unpatchify(self.first.decode(patchify(latents[:, :, :1], (1, 1, 1))), square, (1, *size))]
+        if t > 1:
+            tubes = self.rest.decode(patchify(latents[:, :, 1:], (1, 1, 1)))
+            frames.append(unpatchify(tubes, self.strides, ((t - 1) * self.strides[0], *size)))
+        return torch.cat(frames, dim=2).clamp(-1, 1)
 
 
 def to_unit_range(frames: Tensor) -> Tensor:

@@ -84,7 +84,9 @@ class Manifest(BaseModel):
             recorded = raw.pop("digest")
             manifest = cls.model_validate(raw)
         except (OSError, ValueError, KeyError, ValidationError) as error:
-            raise UserError(f"{run / MANIFEST_NAME} is damaged: run 'kineo data decide {run}' to write it again") from error
+            raise UserError(
+                f"{run / MANIFEST_NAME} is damaged: run 'kineo data decide {run}' to write it again"
+            ) from error
         if manifest.schema_version != SCHEMA_VERSION:
             raise UserError(
                 f"{run} was written with shard schema {manifest.schema_version}, this is {SCHEMA_VERSION}: curate again"

@@ -141,10 +141,7 @@ def _is_object(mask: np.ndarray) -> bool:
     if not _LEAST_AREA <= area.mean() <= _MOST_AREA:
         return False
     shown = area > 0.3 * area.max()
-    return all(
-        float(np.median(np.abs(coefficient[shown]))) > _LEAST_COMPACTNESS
-        for coefficient in _first_modes(mask)
-    )
+    return all(float(np.median(np.abs(coefficient[shown]))) > _LEAST_COMPACTNESS for coefficient in _first_modes(mask))
 
 
 def _first_modes(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,8 +199,7 @@ def _shape(mask: np.ndarray) -> str | None:
         y = np.angle(mode_y) / (2 * np.pi) * height
         centred += _cut_out(frame, x, y, side)
     likeness = {
-        shape: max(_correlation(centred, t) for t in _templates(shape, side, round(radius, 2)))
-        for shape in SHAPES
+        shape: max(_correlation(centred, t) for t in _templates(shape, side, round(radius, 2))) for shape in SHAPES
     }
     best = max(likeness, key=lambda shape: likeness[shape])
     return best if likeness[best] >= _LEAST_LIKENESS else None
@@ -227,10 +223,7 @@ def _templates(shape: str, side: int, radius: float) -> tuple[np.ndarray, ...]:
 
 def _centre(image: np.ndarray) -> tuple[float, float]:
     modes = _first_modes(image[None])
-    x, y = (
-        float(np.angle(mode[0]) / (2 * np.pi) * side)
-        for mode, side in zip(modes, image.shape[::-1], strict=True)
-    )
+    x, y = (float(np.angle(mode[0]) / (2 * np.pi) * side) for mode, side in zip(modes, image.shape[::-1], strict=True))
     return x, y
 
 

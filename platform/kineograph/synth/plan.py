@@ -220,9 +220,7 @@ def _sample(rng: np.random.Generator, config: SynthConfig, unlike: Scene | None)
     return sample_scene(rng, two_objects=config.two_objects, textured=config.textured, unlike=unlike)
 
 
-def _sample_shots(
-    rng: np.random.Generator, config: SynthConfig, fps: Fraction, kind: str
-) -> tuple[Shot, ...]:
+def _sample_shots(rng: np.random.Generator, config: SynthConfig, fps: Fraction, kind: str) -> tuple[Shot, ...]:
     seconds = math.exp(rng.uniform(math.log(config.min_seconds), math.log(config.max_seconds)))
     most = max(1, min(config.max_scenes, int(seconds / config.min_scene_seconds)))
     count = int(rng.integers(1, most + 1))

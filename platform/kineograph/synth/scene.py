@@ -152,9 +152,7 @@ def _shows(colours: tuple[str, ...], level: int, unlike: Scene | None) -> bool:
         return False
     if unlike is None:
         return True
-    return abs(level - unlike.background.level) >= _LEAST_CUT and not {
-        o.colour for o in unlike.objects
-    } & set(colours)
+    return abs(level - unlike.background.level) >= _LEAST_CUT and not {o.colour for o in unlike.objects} & set(colours)
 
 
 def _luma(rgb: tuple[int, int, int]) -> float:
@@ -230,9 +228,7 @@ def render_background(scene: Scene, width: int, height: int) -> np.ndarray:
         cycles = rng.uniform(1.5, 6, 6)
         for angle, phase, count in zip(angles, phases, cycles, strict=True):
             turns = count * (np.cos(angle) * x[None, :] + np.sin(angle) * y[:, None])
-            level += (
-                scene.background.texture / np.sqrt(3) * np.sin(2 * np.pi * turns + phase).astype(np.float32)
-            )
+            level += scene.background.texture / np.sqrt(3) * np.sin(2 * np.pi * turns + phase).astype(np.float32)
     return np.clip(level[:, :, None] + np.array(scene.background.tint, np.float32), 40, 250)
 
 
@@ -252,9 +248,7 @@ def _draw(frame: np.ndarray, item: SceneObject, time: float) -> None:
     for rows, part_rows in _wrapped(top, bottom, height):
         for columns, part_columns in _wrapped(left, right, width):
             alpha = coverage[part_rows, part_columns]
-            for channel, value in enumerate(
-                COLOURS[item.colour].rgb
-            ):  # seven times as fast as all three at once
+            for channel, value in enumerate(COLOURS[item.colour].rgb):  # seven times as fast as all three at once
                 part = frame[rows, columns, channel]
                 frame[rows, columns, channel] = part + alpha * (np.float32(value) - part) + np.float32(0.5)
 

@@ -25,9 +25,7 @@ def plan_frames(plan: FilePlan) -> Iterator[np.ndarray]:
         yield from _shot_frames(shot, plan, times, rng)
 
 
-def _shot_frames(
-    shot: Shot, plan: FilePlan, times: np.ndarray, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
+def _shot_frames(shot: Shot, plan: FilePlan, times: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
     width, height = plan.width, plan.height
     if shot.kind == "black":
         return repeat(np.full((height, width, 3), int(rng.integers(0, 5)), np.uint8), len(times))

@@ -105,9 +105,7 @@ def _scalars(values: object) -> list[tuple[str, str]]:
     shown = []
     for name, value in values.items():
         below = value.items() if isinstance(value, dict) else [("", value)]
-        shown += [
-            (_label(f"{name} {key}".strip()), _number(number)) for key, number in below if _is_number(number)
-        ]
+        shown += [(_label(f"{name} {key}".strip()), _number(number)) for key, number in below if _is_number(number)]
     return shown
 
 

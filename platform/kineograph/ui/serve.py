@@ -47,9 +47,7 @@ def serve(
 
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
         server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(runs_dir, mlflow_state), log_level="warning", server_header=False, lifespan="off"
-            )
+            uvicorn.Config(make_app(runs_dir, mlflow_state), log_level="warning", server_header=False, lifespan="off")
         )
         announce(url, mlflow.url if mlflow else None)
         if open_browser:

@@ -147,9 +147,7 @@ def test_a_full_disk_is_one_line_and_exit_1(raw, tmp_path):
     if subprocess.run([*inside[:4], "true"], check=False, capture_output=True).returncode:
         inside = inside[:1] + inside[3:]  # no user namespaces: root may mount without
         if subprocess.run([*inside[:2], "true"], check=False, capture_output=True).returncode:
-            pytest.skip(
-                "neither root nor user namespaces here; test_run.py fills a disk in a worker by a limit"
-            )
+            pytest.skip("neither root nor user namespaces here; test_run.py fills a disk in a worker by a limit")
     done = subprocess.run(inside, check=False, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"kineo: the disk is full at {run}")

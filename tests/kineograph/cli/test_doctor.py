@@ -29,9 +29,7 @@ def test_a_group_reports_what_worked_before_it_broke() -> None:
     assert after.status == "missing"
 
 
-@pytest.mark.parametrize(
-    "code", ["import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "import os; os._exit(0)"]
-)
+@pytest.mark.parametrize("code", ["import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "import os; os._exit(0)"])
 def test_a_crash_is_a_row(code: str) -> None:
     [check] = run_probes([probe("crash", code)])
     assert check.status == "missing"
@@ -40,9 +38,7 @@ def test_a_crash_is_a_row(code: str) -> None:
 
 def test_a_hang_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IMPORT_LIMIT_S", 1.0)
-    first, hang = run_probes(
-        [probe("first", "facts = {'version': 1}"), probe("hang", "import time; time.sleep(60)")]
-    )
+    first, hang = run_probes([probe("first", "facts = {'version': 1}"), probe("hang", "import time; time.sleep(60)")])
     assert first.status == "ok"
     assert (hang.status, hang.found) == ("missing", "its import takes more than 1 s")
 

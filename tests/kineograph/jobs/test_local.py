@@ -43,14 +43,10 @@ def test_log_recipe_and_exit_code_come_back(tmp_path: Path, stand_in: StandIn) -
     assert (ended.state, ended.shell_exit_code) == (JobState.FAILED, 7)
 
 
-def test_a_failed_job_is_submitted_again_and_a_succeeded_one_is_not(
-    tmp_path: Path, stand_in: StandIn
-) -> None:
+def test_a_failed_job_is_submitted_again_and_a_succeeded_one_is_not(tmp_path: Path, stand_in: StandIn) -> None:
     jobs = LocalJobs(tmp_path / "runs")
     # Fails the first time, succeeds the second.
-    plan = stand_in(
-        LOCAL, f"import os; p = {str(tmp_path / 'm')!r}; e = os.path.exists(p); open(p, 'w'); exit(not e)"
-    )
+    plan = stand_in(LOCAL, f"import os; p = {str(tmp_path / 'm')!r}; e = os.path.exists(p); open(p, 'w'); exit(not e)")
     first, _ = jobs.submit(plan)
     assert jobs.follow(first.id, print).state is JobState.FAILED
     second, attached = jobs.submit(plan)
@@ -118,9 +114,7 @@ sys.exit(follow_to_end(jobs, record.id, plan.cluster, False).shell_exit_code)
 
 def test_a_job_whose_supervisor_was_killed_has_failed(tmp_path: Path, stand_in: StandIn) -> None:
     jobs = LocalJobs(tmp_path / "runs")
-    record, _ = jobs.submit(
-        stand_in(LOCAL, "import os; print(os.getpid(), flush=True); import time; time.sleep(600)")
-    )
+    record, _ = jobs.submit(stand_in(LOCAL, "import os; print(os.getpid(), flush=True); import time; time.sleep(600)"))
     wait_for(lambda: jobs.logs(record.id).endswith("\n"))
     running = jobs.get(record.id)
     assert running is not None
@@ -147,9 +141,7 @@ def test_a_local_job_is_not_sent_to_a_cluster_of_the_shell(
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     jobs = LocalJobs(tmp_path / "runs")
     cluster = ClusterConfig(env={"KIND": "of cluster file"})
-    record, _ = jobs.submit(
-        stand_in(cluster, "import os; print(os.environ.get('RAY_ADDRESS'), os.environ['KIND'])")
-    )
+    record, _ = jobs.submit(stand_in(cluster, "import os; print(os.environ.get('RAY_ADDRESS'), os.environ['KIND'])"))
     jobs.follow(record.id, print)
     assert jobs.logs(record.id) == "None of cluster file\n"
 

@@ -43,9 +43,7 @@ def test_the_same_request_gets_the_same_id(recipe: Path, tmp_path: Path) -> None
 
 
 def test_every_part_of_the_request_changes_the_id(recipe: Path, tmp_path: Path) -> None:
-    def job_id(
-        kind: str = "data", cluster: ClusterConfig = HERE, overrides: tuple[str, ...] = (), **paths: str
-    ) -> str:
+    def job_id(kind: str = "data", cluster: ClusterConfig = HERE, overrides: tuple[str, ...] = (), **paths: str) -> str:
         return plan_job(kind, recipe, cluster, paths, overrides, cwd=tmp_path).job_id
 
     ids = {
@@ -71,9 +69,7 @@ def test_urls_and_absolute_paths_travel_unchanged(recipe: Path) -> None:
     assert plan.command[-4:] == ("--input", "s3://b/raw", "--out", "/shared/out")
 
 
-def test_without_out_a_ray_job_writes_into_runs_dir_and_never_into_its_own_folder(
-    recipe: Path, tmp_path: Path
-) -> None:
+def test_without_out_a_ray_job_writes_into_runs_dir_and_never_into_its_own_folder(recipe: Path, tmp_path: Path) -> None:
     shared = ELSEWHERE.model_copy(update={"runs_dir": "/shared/runs"})
     assert plan_job("train", recipe, shared, {}).command[-2:] == ("--out", "/shared/runs/train")
     assert plan_job("train", recipe, HERE, {}, cwd=tmp_path).command[-1] == f"{tmp_path}/runs/train"

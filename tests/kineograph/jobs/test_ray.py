@@ -52,9 +52,7 @@ def test_a_failing_job_runs_on_the_cluster_with_this_code_and_returns_its_exit_c
     assert (ended.kind, ended.state, ended.shell_exit_code, attached) == ("data", JobState.FAILED, 7, False)
     assert "cpus 2.0" in text
     # The submitter's code was uploaded and is what runs; the recipe is all there is in the working directory.
-    assert re.search(
-        r"code \S+/_ray_pkg_\w+/kineograph/__init__.py \S+/_ray_pkg_\w+/pipelines/__init__.py", text
-    )
+    assert re.search(r"code \S+/_ray_pkg_\w+/kineograph/__init__.py \S+/_ray_pkg_\w+/pipelines/__init__.py", text)
     assert "recipe name: tiny ['tiny.yaml']" in text
     assert not re.search(r"Running entrypoint|INFO \w+\.py|Connecting to existing Ray", text)
     assert "packaging.py" not in capfd.readouterr().err
@@ -97,9 +95,7 @@ def test_stop_stops_and_the_follower_learns_of_it(ray_cluster: ClusterConfig, st
     ended = []
 
     def follow() -> None:
-        ended.append(
-            RayJobs(ray_cluster).follow(plan.job_id, lambda text: up.set() if "up" in text else None)
-        )
+        ended.append(RayJobs(ray_cluster).follow(plan.job_id, lambda text: up.set() if "up" in text else None))
 
     follower = threading.Thread(target=follow)
     follower.start()
@@ -115,9 +111,7 @@ def test_a_dead_address_is_one_line_that_says_what_to_start() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers, and nobody else gets the port
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(
-            Failure, match=f"no Ray cluster answers at {address}: start one with 'ray start --head'"
-        ):
+        with pytest.raises(Failure, match=f"no Ray cluster answers at {address}: start one with 'ray start --head'"):
             RayJobs(ClusterConfig(kind="ray", address=address))
 
 
@@ -140,9 +134,7 @@ def guarded() -> Iterator[str]:
     thread.join()
 
 
-def test_rays_token_goes_to_this_machine_and_to_no_other_unasked(
-    guarded: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rays_token_goes_to_this_machine_and_to_no_other_unasked(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "RAY_AUTH_MODE"})
     with pytest.raises(Failure, match="asks for a token"):
         choose_auth_mode(guarded, is_here=False)

@@ -60,9 +60,7 @@ def test_the_same_frames_give_the_same_bytes_whatever_memory_held_before() -> No
     digests = set()
     for fill in ("1", "170", "255"):  # glibc fills fresh memory with it
         env = {**os.environ, "MALLOC_PERTURB_": fill, "PYTHONPATH": os.pathsep.join(sys.path)}
-        run = subprocess.run(
-            [sys.executable, "-c", ENCODE_AND_HASH], env=env, capture_output=True, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", ENCODE_AND_HASH], env=env, capture_output=True, check=True)
         digests.add(run.stdout)
     assert len(digests) == 1
 
@@ -73,9 +71,7 @@ def test_an_iterator_of_frames_gives_the_bytes_of_the_array() -> None:
 
 
 def test_metadata_is_kept() -> None:
-    with av.open(
-        io.BytesIO(encode_h264(moving_square(2, 16, 16), 4, metadata={"title": "a red square"}))
-    ) as c:
+    with av.open(io.BytesIO(encode_h264(moving_square(2, 16, 16), 4, metadata={"title": "a red square"}))) as c:
         assert c.metadata["title"] == "a red square"
 
 

@@ -66,9 +66,7 @@ def test_the_child_can_write_no_file(tmp_path):
 
 
 def test_a_fault_keeps_its_reason_and_detail():
-    raising = (
-        "from kineograph.media.faults import MediaFault as F, Reason; raise F(Reason.CORRUPT, 'no\\nframe')"
-    )
+    raising = "from kineograph.media.faults import MediaFault as F, Reason; raise F(Reason.CORRUPT, 'no\\nframe')"
     caught = fault(raising)
     assert (caught.reason, caught.detail) == (Reason.CORRUPT, "no frame")
 

@@ -84,9 +84,7 @@ def test_many_writers_of_one_file_leave_one_whole_file(tmp_path):
         "from kineograph.store.commit import write_bytes\n"
         "for _ in range(50): write_bytes(Path(sys.argv[1]), sys.argv[2].encode() * 1000)\n"
     )
-    writers = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a"), letter]) for letter in "xyz"
-    ]
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a"), letter]) for letter in "xyz"]
     seen = set()
     while any(writer.poll() is None for writer in writers):
         if (tmp_path / "a").exists():

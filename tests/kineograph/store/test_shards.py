@@ -92,9 +92,7 @@ def test_a_manifest_survives_its_file_and_names_its_buckets(run):
 
 def test_the_version_depends_on_the_shards_and_not_on_totals(run):
     manifest = Manifest.load(run)
-    assert (
-        manifest.model_copy(update={"totals": {"wall_s": 9}, "recipe_digest": "x"}).digest == manifest.digest
-    )
+    assert manifest.model_copy(update={"totals": {"wall_s": 9}, "recipe_digest": "x"}).digest == manifest.digest
     assert manifest.model_copy(update={"shards": manifest.shards[:1]}).digest != manifest.digest
 
 

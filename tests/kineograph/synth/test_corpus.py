@@ -62,9 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(folder: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path / "again", CONFIG, workers=1, progress=False)
     assert contents(tmp_path / "again") == contents(folder)
 
@@ -115,9 +113,7 @@ def test_the_picture_jumps_at_cuts_and_nowhere_else(folder: Path, files: list[di
         assert jumps.tolist() == file["cuts"]
 
 
-def test_captions_describe_the_scenes_and_lie_beside_the_files(
-    folder: Path, files: list[dict[str, Any]]
-) -> None:
+def test_captions_describe_the_scenes_and_lie_beside_the_files(folder: Path, files: list[dict[str, Any]]) -> None:
     for file in files:
         text, timed = (folder / Path(file["path"]).with_suffix(suffix) for suffix in (".txt", ".json"))
         for scene in file["scenes"]:
@@ -182,9 +178,7 @@ def test_spoilt_stretches_are_spoilt(folder: Path, files: list[dict[str, Any]]) 
     def sharpest(video: np.ndarray) -> int:
         return int(np.abs(np.diff(video.astype(int), axis=2)).max())
 
-    assert all(
-        sharpest(video) < 60 < sharpest(text) for video in stretches("blurred") for text in stretches("text")
-    )
+    assert all(sharpest(video) < 60 < sharpest(text) for video in stretches("blurred") for text in stretches("text"))
     for file in of_kind(files, "letterbox"):
         x, y, width, height = file["active"]
         video = decode(folder / file["path"])
@@ -202,9 +196,7 @@ def test_what_is_not_valid_does_not_decode(folder: Path, files: list[dict[str, A
             decode(folder / file["path"])
 
 
-def test_a_file_cut_behind_its_index_opens_and_lacks_frames(
-    folder: Path, files: list[dict[str, Any]]
-) -> None:
+def test_a_file_cut_behind_its_index_opens_and_lacks_frames(folder: Path, files: list[dict[str, Any]]) -> None:
     file = next(file for file in files if file["detail"] == "partial")
     found = 0
     with av.open(str(folder / file["path"]), options=WHITELIST) as container:

@@ -28,9 +28,7 @@ def drawn(count: int, seed: int, two_objects: float = 0.0) -> list[tuple[Scene, 
     return [(sample_scene(rng, two_objects=two_objects), TIMES + rng.uniform(0, 6)) for _ in range(count)]
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "count"), [(32, 32, 400), (40, 24, 300), (24, 40, 300), (64, 64, 300)]
-)
+@pytest.mark.parametrize(("width", "height", "count"), [(32, 32, 400), (40, 24, 300), (24, 40, 300), (64, 64, 300)])
 def test_rendered_truth_is_graded_right(width: int, height: int, count: int) -> None:
     graded = [grade(render(s, width, height, times), caption(s)) for s, times in drawn(400, width)]
     assert min(accuracy(graded).values()) >= 0.98

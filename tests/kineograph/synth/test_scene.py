@@ -29,8 +29,7 @@ def test_captions_parse_back_to_the_truth() -> None:
     for scene in scenes(500, two_objects=0.4):
         told = expected(caption(scene))
         truth = [
-            Expected(o.colour, o.shape, o.direction, o.speed if scene.tells_speed else None)
-            for o in scene.objects
+            Expected(o.colour, o.shape, o.direction, o.speed if scene.tells_speed else None) for o in scene.objects
         ]
         assert told == truth
         assert expected(still_caption(scene)) == [Expected(o.colour, o.shape) for o in scene.objects]

@@ -15,9 +15,7 @@ def signals(difference, times=None):
     difference = np.array(difference, np.float16)
     times = np.arange(len(difference) + 1) / 10 if times is None else times
     palette = np.zeros_like(difference)
-    return SimpleNamespace(
-        difference=difference, palette=palette, frames=len(difference), times=times, is_image=False
-    )
+    return SimpleNamespace(difference=difference, palette=palette, frames=len(difference), times=times, is_image=False)
 
 
 steps = st.lists(st.floats(1e-3, 5), min_size=1, max_size=60)

@@ -83,9 +83,7 @@ def test_nothing_is_enlarged_and_no_second_invented():
 def test_images_and_videos_keep_to_their_own_buckets():
     image = Candidate(True, 640, 360, 0.0, Signals(0.5, 0.0, NAN, NAN), "a cat")
     assert best_bucket(image, CONFIG) == Bucket(256, 256, 1)
-    only_images = CONFIG.model_copy(
-        update={"buckets": CONFIG.buckets.model_copy(update={"sizes": ("64x64x1",)})}
-    )
+    only_images = CONFIG.model_copy(update={"buckets": CONFIG.buckets.model_copy(update={"sizes": ("64x64x1",)})})
     assert decide(GOOD, only_images).rejection.reason == Reason.NO_BUCKET
 
 
@@ -110,9 +108,7 @@ def test_no_other_bucket_that_fits_keeps_more(width, height, seconds):
     fitting = [
         b
         for b in CONFIG.buckets.parsed
-        if not b.is_image
-        and not needs_upscale(width, height, b)
-        and b.seconds(8) <= seconds + TIME_TOLERANCE_S
+        if not b.is_image and not needs_upscale(width, height, b) and b.seconds(8) <= seconds + TIME_TOLERANCE_S
     ]
     best = best_bucket(candidate, CONFIG)
     if fitting:

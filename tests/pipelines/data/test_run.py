@@ -170,9 +170,7 @@ def test_deciding_again_decodes_nothing_and_drops_what_no_longer_passes(own_run,
     assert 0 < summary["totals"]["clips_kept"] < finished[1]["totals"]["clips_kept"]
     assert summary["totals"]["clips_rejected"]["motion_low"] > 0
     manifest = Manifest.load(own_run)
-    assert {str(p.relative_to(own_run)) for p in own_run.glob("shards/*/*")} == {
-        s.path for s in manifest.shards
-    }
+    assert {str(p.relative_to(own_run)) for p in own_run.glob("shards/*/*")} == {s.path for s in manifest.shards}
     back = pipeline.decide(own_run, ["filters.motion.min=null"])
     assert back["digest"] == finished[1]["digest"]
 
@@ -203,9 +201,7 @@ def test_a_clip_that_cannot_be_decoded_again_is_rejected(raw, recipe, ray_of_two
 
 
 def test_nothing_kept_leaves_ledger_and_report_and_says_why(raw, recipe, ray_of_two, tmp_path):
-    with pytest.raises(
-        UserError, match=r"nothing was kept: 1 source, 1 rejected \(1 not_media\); see .*report.html"
-    ):
+    with pytest.raises(UserError, match=r"nothing was kept: 1 source, 1 rejected \(1 not_media\); see .*report.html"):
         pipeline.curate(recipe, raw / "list.mp4", tmp_path / "run")
     assert read_ledger(tmp_path / "run")[0][0]["reason"] == "not_media"
     assert (tmp_path / "run" / "report.html").is_file()

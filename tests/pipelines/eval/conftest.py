@@ -33,9 +33,7 @@ def data(tmp_path_factory):
         prompts = grid_prompts(count, bucket.frames)
         rows = [
             _row(f"{bucket.name}-{place}", prompt, video, bucket)
-            for place, (prompt, video) in enumerate(
-                zip(prompts, render_truth(prompts, 0, bucket, FPS), strict=True)
-            )
+            for place, (prompt, video) in enumerate(zip(prompts, render_truth(prompts, 0, bucket, FPS), strict=True))
         ]
         shards.append(write_shard(run, f"shards/bucket={bucket.name}/part-0.parquet", bucket.name, rows, 4))
     manifest = Manifest(
@@ -92,7 +90,7 @@ def checkpoint(tmp_path, data):
         "fps": FPS,
         "validation_share": 0.5,
         "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "run_id": None},
-        "sampling": {"steps": 2, "guidance_scale": 3.0},
+        "sampling": {"steps": 2, "guidance_scale": 3.0, "first_frame_first": False},
     }
     (folder / CONFIG).write_text(json.dumps(config))
     seal(folder)

@@ -1,0 +1,74 @@
+"""Save and load the whole state of a run: weights, average, optimizer, where it stands. Safetensors and JSON only."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kineograph.store.checkpoints import CONFIG, checkpoint_folder, keep_newest, read_config, seal
+from kineograph.store.commit import committed, write_json
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a run needs to go on as if it had never stopped. The plan and the noise are functions of the step."""
+
+    step: int
+    """Optimizer steps done."""
+    weights: Tensors
+    ema: Tensors
+    moments: Tensors
+
+
+def save_state(run: Path, state: TrainState, vae: Tensors, config: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint folder, marker last, and delete all but the ``keep`` newest. Raises DiskFullError."""
+    folder = checkpoint_folder(run, state.step)
+    if folder.exists():  # left by a save that was killed
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    files = {"model": state.weights, "ema": state.ema, "optimizer": state.moments, "vae": vae}
+    for name, tensors in files.items():
+        with committed(folder / f"{name}.safetensors") as temp:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temp)
+    write_json(folder / CONFIG, {**config, "step": state.step})
+    seal(folder)
+    keep_newest(run, keep)
+    return folder
+
+
+def load_state(folder: Path) -> TrainState:
+    """Read what :func:`save_state` wrote; the folder's digests were checked when it was chosen."""
+    step = int(read_config(folder)["step"])
+    return TrainState(step, *(load_file(folder / f"{n}.safetensors") for n in ("model", "ema", "optimizer")))
+
+
+class Average:
+    """Exponential moving average of a model's parameters in fp32 (Polyak & Juditsky 1992)."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {n: p.detach().float().cpu().clone() for n, p in module.named_parameters()}
+        self._buffers = {n: b.detach().cpu().clone() for n, b in module.named_buffers()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module, step: int) -> None:
+        """Move towards the module's parameters after ``step`` steps; faster in the beginning."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in module.named_parameters():
+            self.values[name].lerp_(parameter.detach().float().cpu(), 1 - decay)
+
+    def state(self) -> Tensors:
+        """Averaged parameters and the module's buffers: a state dict."""
+        return {**self.values, **self._buffers}
+
+    def load(self, state: Tensors) -> None:
+        for name in self.values:
+            self.values[name].copy_(state[name])

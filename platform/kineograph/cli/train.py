@@ -1,0 +1,59 @@
+"""`kineo train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kineograph.cli.output import emit, json_option, set_option
+
+EPILOG = """\b
+Examples:
+  kineo train demo --data runs/data --out runs/train
+  kineo train demo --data runs/data --out runs/train --set steps=2000     go on for longer
+  kineo train recipe.yaml --dry-run                                       what would be trained
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("recipe")
+@click.option("--data", type=click.Path(path_type=Path), help="Curation run to train on; else data.run of the recipe.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/train"),
+    show_default=True,
+    help="Run directory.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@set_option
+@json_option
+def train(recipe: str, data: Path | None, out: Path, dry_run: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Train a model from RECIPE, a YAML file or the name of a shipped recipe.
+
+    The same command goes on from the last checkpoint of --out.
+    """
+    from kineograph.config import find_recipe, load_recipe
+    from kineograph.errors import UserError
+    from pipelines.train.config import RECIPES, TrainConfig
+
+    config = load_recipe(find_recipe(recipe, RECIPES), TrainConfig, overrides)
+    source = data or config.data.run
+    if dry_run:
+        from pipelines.train.preflight import preflight, preflight_text
+        from pipelines.train.setup import open_dataset
+
+        if source is None:
+            raise UserError("no dataset: give --data RUN, or 'data.run:' in the recipe")
+        facts = preflight(config, open_dataset(config, Path(source)))
+        emit(facts, as_json, preflight_text(facts))
+        return
+    from pipelines.train.pipeline import train as run_training
+
+    made = run_training(config, data, out)
+    emit(
+        made,
+        as_json,
+        f"checkpoint {made['checkpoint']}\ngenerate   kineo generate --checkpoint {made['run']} --prompt …",
+    )
