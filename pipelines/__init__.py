@@ -1,0 +1,1 @@
+"""The three pipelines: data, train, eval. They do not import each other."""

@@ -1,0 +1,1 @@
+"""The curation pipeline: raw videos to shards, on Ray Data."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,9 +9,6 @@ from pydantic import Field, model_validator
 from kineograph.config import Config
 from kineograph.diffusion.flow import FlowConfig
 from kineograph.models.vae import PatchPCAConfig
-
-RECIPES = Path(__file__).parent
-"""The folder whose recipes/ ship with this pipeline."""
 
 
 class ModelConfig(Config):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.utils import (
+from torch import Tensor, nn
+
+from pipelines.train.config import OptimizerConfig, TrainConfig
+
+# Where DeepSpeed looks for itself it warns that it found a CPU.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed  # noqa: E402
+from deepspeed.utils import (  # noqa: E402
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
-from torch import Tensor, nn
-
-from pipelines.train.config import OptimizerConfig, TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

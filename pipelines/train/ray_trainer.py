@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from pipelines.train.config import WorkersConfig
 
 def run_workers(job: dict[str, Any], workers: WorkersConfig, run: Path) -> None:
     """Run ``loop.train_worker(job)`` on ``workers.count`` ranks; Ray must be up. Raises Failure when they fail."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=job,
@@ -30,6 +29,7 @@ def run_workers(job: dict[str, Any], workers: WorkersConfig, run: Path) -> None:
             name="ray",
             storage_path=str(run.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
@@ -39,6 +39,7 @@ def run_workers(job: dict[str, Any], workers: WorkersConfig, run: Path) -> None:
 
 
 def _worker(job: dict[str, Any]) -> None:
+    os.dup2(2, 1)  # what libraries print here is a log: the driver's stdout is for its facts
     from pipelines.train.loop import train_worker
 
     train_worker(job)

@@ -25,13 +25,27 @@ def start_ray(num_cpus: int | None = None) -> None:
         "logging_level": logging.WARNING,
         # What Ray's own actors and the libraries in its workers remark would bury what ours say. Errors are raised.
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
-        "runtime_env": {"env_vars": {"PYTHONWARNINGS": "ignore"}},
     }
+    env_vars = {"PYTHONWARNINGS": "ignore"}
     try:
         if address:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": env_vars}, **quiet)
         else:
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+            # Nobody takes this machine away with notice, and Ray Train's watch for that starts with an error on the console.
+            env_vars["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+            hook = f"{__name__}.{remember_cluster.__name__}"
+            runtime_env = {"env_vars": env_vars, "worker_process_setup_hook": hook}
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, runtime_env=runtime_env, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise Failure(f"cannot {where}: {' '.join(str(error).split())[:200]}") from error
+
+
+def remember_cluster() -> None:
+    """Tell a worker process which Ray it belongs to.
+
+    Ray Train's cleaner looks for "the" Ray of the machine, and dies with a trace where another run has one of its own.
+    """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -75,12 +75,11 @@ A run that was stopped goes on where it was: give the same command again.
 @json_option
 def run(recipe: str, source: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Curate sources into shards by RECIPE: a YAML file, or the name of one that ships (demo, default)."""
-    import pipelines.data
-    from kineograph.config import find_recipe, load_recipe
+    from kineograph.cli.recipes import read_recipe
     from pipelines.data.config import CurateConfig
     from pipelines.data.pipeline import curate
 
-    config = load_recipe(find_recipe(recipe, Path(pipelines.data.__path__[0])), CurateConfig, overrides)
+    config = read_recipe("data", recipe, CurateConfig, overrides)
 
     _emit_summary(curate(config, source, out), as_json)
 

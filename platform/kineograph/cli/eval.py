@@ -40,11 +40,10 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Grade a checkpoint by RECIPE: a YAML file, or the name of one that ships (demo)."""
-    import pipelines.eval
-    from kineograph.config import find_recipe, load_recipe
+    from kineograph.cli.recipes import read_recipe
     from pipelines.eval.config import EvalConfig
 
-    config = load_recipe(find_recipe(recipe, pipelines.eval.PACKAGE), EvalConfig, overrides)
+    config = read_recipe("eval", recipe, EvalConfig, overrides)
 
     # torch and what it brings: imported when the recipe is right
     from pipelines.eval.pipeline import grade_checkpoint, hold_to_gate

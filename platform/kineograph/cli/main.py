@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         _say(str(error))
         sys.exit(error.exit_code)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, a user gets one line
         if debug:
             traceback.print_exc()
         _say(_unexpected(error) + ("" if debug else " (--debug shows the trace)"))

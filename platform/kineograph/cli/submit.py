@@ -84,16 +84,15 @@ def submit(
     as_json: bool,
 ) -> int:
     """Run RECIPE as a job, follow its log, and return its exit code."""
-    from kineograph.config import find_recipe
+    from kineograph.cli.recipes import recipe_path
     from kineograph.jobs.backends import jobs_of
-    from kineograph.jobs.plan import packages_to_ship, plan_job
+    from kineograph.jobs.plan import plan_job
     from kineograph.progress import say
 
     cluster = resolve_cluster(on, cluster_file)
-    pipelines = next(folder for folder in packages_to_ship() if folder.name == "pipelines")
     paths = {"input": input, "data": data, "checkpoint": checkpoint, "out": out}
     given = {name: path for name, path in paths.items() if path}
-    plan = plan_job(kind, find_recipe(recipe, pipelines / kind), cluster, given, overrides)
+    plan = plan_job(kind, recipe_path(kind, recipe), cluster, given, overrides)
     if dry_run:
         facts = plan.facts()
         text = "\n".join(

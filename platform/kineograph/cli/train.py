@@ -34,11 +34,11 @@ def train(recipe: str, data: Path | None, out: Path, dry_run: bool, overrides: t
 
     The same command goes on from the last checkpoint of --out.
     """
-    from kineograph.config import find_recipe, load_recipe
+    from kineograph.cli.recipes import read_recipe
     from kineograph.errors import UserError
-    from pipelines.train.config import RECIPES, TrainConfig
+    from pipelines.train.config import TrainConfig
 
-    config = load_recipe(find_recipe(recipe, RECIPES), TrainConfig, overrides)
+    config = read_recipe("train", recipe, TrainConfig, overrides)
     source = data or config.data.run
     if dry_run:
         from pipelines.train.preflight import preflight, preflight_text

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 RunKind = Literal["curation", "training", "evaluation"]
 
@@ -65,11 +65,11 @@ def _describe(folder: Path, names: set[str], root: Path) -> Run | None:
     kind: RunKind
     if "metrics.json" in names and "report.html" in names:
         kind, numbers = "evaluation", _metrics(_read_json(folder / "metrics.json"))
-        finished = True
+        finished = "_SUCCESS" in names
     elif "checkpoints" in names and "train.json" in names:
         train = _read_json(folder / "train.json")
         kind, numbers = "training", _scalars(train)
-        finished = "_SUCCESS" in names or train.get("finished") is True
+        finished = train.get("status") == "finished"
     elif "recipe.yaml" in names and ({"manifest.json", "report.html"} & names):
         totals = _read_json(folder / "manifest.json").get("totals")
         kind, numbers = "curation", _first(_scalars(totals), _TOTALS)
@@ -116,29 +116,18 @@ def _first(numbers: list[tuple[str, str]], labels: tuple[str, ...]) -> list[tupl
 
 
 def _metrics(raw: dict[str, Any]) -> list[tuple[str, str]]:
-    """Scores as ``value [low, high]``: each a number, or an object with value and ci, or low and high."""
-    metrics = raw.get("metrics", raw)
-    if isinstance(metrics, list):
-        metrics = {str(m["name"]): m for m in metrics if isinstance(m, dict) and "name" in m}
-    if not isinstance(metrics, dict):
-        return []
+    """The scores of an evaluation's metrics.json as ``value [low, high]``."""
+    scores = raw.get("metrics")
     shown = []
-    for name, score in metrics.items():
-        if _is_number(score):
-            shown.append((_label(name), _number(score)))
-        elif isinstance(score, dict) and _is_number(score.get("value")):
-            low, high = _interval(score)
+    for score in scores if isinstance(scores, list) else []:
+        if isinstance(score, dict) and _is_number(score.get("value")):
+            low, high = score.get("ci_low"), score.get("ci_high")
             interval = f" [{_number(low)}, {_number(high)}]" if _is_number(low) and _is_number(high) else ""
-            shown.append((_label(name), f"{_number(score['value'])}{interval}"))
+            shown.append((_label(str(score.get("name"))), f"{_number(score['value'])}{interval}"))
     return shown
 
 
-def _interval(score: dict[str, Any]) -> tuple[Any, Any]:
-    interval = score.get("ci") or score.get("interval") or (score.get("low"), score.get("high"))
-    return tuple(interval) if isinstance(interval, (list, tuple)) and len(interval) == 2 else (None, None)
-
-
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

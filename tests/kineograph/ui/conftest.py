@@ -29,10 +29,11 @@ def make_runs(root: Path) -> Path:
     write(root / "demo" / "train" / "train.json", {"step": 40}, 20)
     (root / "demo" / "train" / "checkpoints").mkdir()
     write(root / "demo" / "eval" / "report.html", "", 10)
-    metrics = {
-        "color_accuracy": {"value": 0.984, "low": 0.95, "high": 1.0, "n": 64},
-        "flicker": {"value": 0.5},
-    }
+    write(root / "demo" / "eval" / "_SUCCESS", "", 10)
+    metrics = [
+        {"name": "color_accuracy", "value": 0.984, "ci_low": 0.95, "ci_high": 1.0, "n": 64},
+        {"name": "flicker", "value": 0.5},
+    ]
     write(root / "demo" / "eval" / "metrics.json", {"metrics": metrics}, 10)
     return root
 
