@@ -31,7 +31,7 @@ def start_ray(num_cpus: int | None = None) -> None:
         if address:
             ray.init(address=address, runtime_env={"env_vars": env_vars}, **quiet)
         else:
-            # Nobody takes this machine away with notice, and Ray Train's watch for that starts with an error on the console.
+            # Nobody takes this machine away with notice, and Ray Train's watch for that starts with an error message.
             env_vars["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
             hook = f"{__name__}.{remember_cluster.__name__}"
             runtime_env = {"env_vars": env_vars, "worker_process_setup_hook": hook}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from kineograph.media.geometry import Bucket
 from kineograph.models.stdit import STDiT, STDiTConfig
 from kineograph.models.text import TextEncoder, encode_captions, load_text_encoder
 from kineograph.models.vae import PatchPCA, PatchPCAConfig, to_uint8
-from kineograph.store.checkpoints import read_config, resolve_checkpoint
+from kineograph.store.checkpoints import CONFIG, read_config, resolve_checkpoint
 from kineograph.store.loader import pad_texts
 
 
@@ -44,8 +45,14 @@ class TextToVideo:
         damaged."""
         path = resolve_checkpoint(checkpoint)
         config = read_config(path)
-        model = STDiT(STDiTConfig.model_validate(config["model"]))
-        vae = PatchPCA(PatchPCAConfig.model_validate(config["vae"]))
+        try:
+            model = STDiT(STDiTConfig.model_validate(config["model"]))
+            vae = PatchPCA(PatchPCAConfig.model_validate(config["vae"]))
+        except (KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"checkpoint {path} cannot be loaded: {CONFIG} does not describe a model: {reason}"
+            ) from error
         try:
             model.load_state_dict(load_file(path / f"{weights}.safetensors"))
             vae.load_state_dict(load_file(path / "vae.safetensors"))
@@ -78,8 +85,8 @@ class TextToVideo:
             raise UserError(f"--size {size!r}: write height and width, e.g. 32x48") from None
         frames = default.frames
         if seconds is not None:
-            if seconds <= 0 or fps <= 0:
-                raise UserError("--seconds and --fps must be above zero")
+            if not (0 < seconds < math.inf and 0 < fps < math.inf):
+                raise UserError("--seconds and --fps must be numbers above zero")
             stride = self.vae.strides[0]
             frames = 1 + stride * max(0, round((seconds * fps - 1) / stride))
         if height < 1 or width < 1:

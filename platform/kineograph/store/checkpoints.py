@@ -56,6 +56,8 @@ def find_fault(folder: Path) -> str:
         digests: dict[str, str] = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return f"{DIGESTS} cannot be read"
+    if not isinstance(digests, dict) or CONFIG not in digests:
+        return f"{DIGESTS} does not list its files"
     for name, expected in digests.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -100,8 +102,13 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's config.json."""
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    """The checkpoint's config.json. Raises UserError when it cannot be read."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{CONFIG} of checkpoint {folder} cannot be read: use another one of the same run") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{CONFIG} of checkpoint {folder} is no mapping: use another one of the same run")
     return config
 
 

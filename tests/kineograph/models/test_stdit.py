@@ -22,7 +22,9 @@ def inputs(frames=3, height=6, width=4, batch=2, tokens=5):
 
 def build(patch=(1, 2, 2), **shape):
     torch.manual_seed(0)
-    return STDiT(STDiTConfig(in_channels=C, text_width=TEXT, patch=patch, **{"width": 32, "depth": 2, "heads": 4, **shape}))
+    return STDiT(
+        STDiTConfig(in_channels=C, text_width=TEXT, patch=patch, **{"width": 32, "depth": 2, "heads": 4, **shape})
+    )
 
 
 @pytest.fixture

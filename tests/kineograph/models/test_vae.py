@@ -31,7 +31,9 @@ def test_with_all_components_nothing_is_lost():
 @pytest.mark.parametrize("part", ["first", "rest"])
 @pytest.mark.parametrize("channels", [1, 4, 16])
 def test_the_error_is_the_variance_that_is_not_kept(part, channels):
-    rows = torch.randn(400, 48 if part == "first" else 192) @ torch.diag(0.97 ** torch.arange(48 if part == "first" else 192))
+    rows = torch.randn(400, 48 if part == "first" else 192) @ torch.diag(
+        0.97 ** torch.arange(48 if part == "first" else 192)
+    )
     pca = getattr(PatchPCA(PatchPCAConfig(channels=channels)), part)
     kept = pca.fit([rows])
     error = (pca.decode(pca.encode(rows)) - rows).square().sum()

@@ -1,0 +1,139 @@
+"""Checkpoints: whole or not used, and it is said which and why."""
+
+import json
+import shutil
+
+import pytest
+
+from kineograph.errors import UserError
+from kineograph.store.checkpoints import (
+    COMPLETE,
+    CONFIG,
+    DIGESTS,
+    checkpoint_folder,
+    find_fault,
+    keep_newest,
+    latest_checkpoint,
+    list_checkpoints,
+    read_config,
+    resolve_checkpoint,
+    seal,
+    step_of,
+)
+
+
+def save(run, step):
+    folder = checkpoint_folder(run, step)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(bytes(range(100)))
+    (folder / CONFIG).write_text(json.dumps({"step": step}))
+    seal(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    return tmp_path
+
+
+def flip_a_bit(folder):
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[50] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+
+
+DAMAGE = {
+    "the bytes of model.safetensors": flip_a_bit,
+    "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
+    "config.json is missing": lambda folder: (folder / CONFIG).unlink(),
+    "it was not finished": lambda folder: (folder / COMPLETE).unlink(),
+    "digests.json cannot be read": lambda folder: (folder / DIGESTS).unlink(),
+    "digests.json does not list its files": lambda folder: (folder / DIGESTS).write_text("{}"),
+}
+
+
+def test_the_newest_checkpoint_is_used(run):
+    assert latest_checkpoint(run) == checkpoint_folder(run, 30)
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, fault):
+    DAMAGE[fault](checkpoint_folder(run, 30))
+    assert latest_checkpoint(run) == checkpoint_folder(run, 20)
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+def test_a_damaged_checkpoint_is_named_with_what_is_wrong(run, fault, capsys):
+    folder = checkpoint_folder(run, 30)
+    DAMAGE[fault](folder)
+    latest_checkpoint(run)
+    assert capsys.readouterr().err.startswith(f"skipping checkpoint {folder}: {fault}")
+
+
+def test_an_empty_folder_is_passed_over(run):
+    checkpoint_folder(run, 40).mkdir()
+    assert latest_checkpoint(run) == checkpoint_folder(run, 30)
+
+
+def test_when_all_are_damaged_there_is_none(run):
+    for folder in list_checkpoints(run):
+        flip_a_bit(folder)
+    assert latest_checkpoint(run) is None
+
+
+def test_other_folders_are_no_checkpoints(run):
+    (run / "checkpoints" / "step-5").mkdir()
+    (run / "checkpoints" / "notes").mkdir()
+    assert [step_of(folder) for folder in list_checkpoints(run)] == [10, 20, 30]
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_by_name_is_refused(run):
+    folder = checkpoint_folder(run, 20)
+    flip_a_bit(folder)
+    with pytest.raises(UserError, match=r"is damaged: the bytes of model\.safetensors"):
+        resolve_checkpoint(folder)
+
+
+def test_a_whole_checkpoint_that_is_asked_for_by_name_is_used(run):
+    assert resolve_checkpoint(checkpoint_folder(run, 10)) == checkpoint_folder(run, 10)
+
+
+def test_a_run_without_a_whole_checkpoint_says_how_to_make_one(tmp_path):
+    with pytest.raises(UserError, match="train one with 'kineo train"):
+        resolve_checkpoint(tmp_path)
+
+
+def test_a_moved_checkpoint_is_still_whole(run, tmp_path):
+    moved = shutil.move(checkpoint_folder(run, 30), tmp_path / "elsewhere-step")
+    assert find_fault(moved) == ""
+
+
+def test_a_config_that_cannot_be_read_is_a_users_error(run):
+    folder = checkpoint_folder(run, 30)
+    (folder / CONFIG).write_text("{")
+    with pytest.raises(UserError, match=r"config\.json of checkpoint .* cannot be read"):
+        read_config(folder)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [30]), (2, [20, 30]), (3, [10, 20, 30]), (9, [10, 20, 30])])
+def test_only_the_newest_are_kept(run, keep, kept):
+    keep_newest(run, keep)
+    assert [step_of(folder) for folder in list_checkpoints(run)] == kept
+
+
+def test_an_unfinished_one_does_not_count_among_those_kept(run):
+    DAMAGE["it was not finished"](checkpoint_folder(run, 20))
+    keep_newest(run, 2)
+    assert [step_of(folder) for folder in list_checkpoints(run)] == [10, 30]
+
+
+def test_a_save_that_is_being_written_is_left_alone(run):
+    checkpoint_folder(run, 40).mkdir()
+    keep_newest(run, 1)
+    assert [step_of(folder) for folder in list_checkpoints(run)] == [30, 40]
