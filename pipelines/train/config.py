@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from kineograph.config import Config
 from kineograph.diffusion.flow import FlowConfig
+from kineograph.models.stdit import check_shape
 from kineograph.models.vae import PatchPCAConfig
+
+Timestep = Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelConfig(Config):
@@ -25,6 +28,11 @@ class ModelConfig(Config):
     """Attention heads."""
     mlp_ratio: float = Field(4.0, gt=0)
     """Hidden width of the MLP over width."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        check_shape(self.width, self.heads, self.patch)
+        return self
 
 
 class VAEConfig(PatchPCAConfig):
@@ -87,7 +95,7 @@ class ValidationConfig(Config):
     """Steps between validations."""
     clips: int = Field(32, ge=1)
     """Held-out clips used, at most."""
-    timesteps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    timesteps: tuple[Timestep, ...] = Field((0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
     """Where the loss is measured, 0 = data, 1 = noise."""
 
 

@@ -67,8 +67,13 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.backward(loss)
+        if self._is_sharded:
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        # Without sharding DeepSpeed clips but does not tell the norm.
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        return float(norm)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Adam's moments in full, fp32, as ``exp_avg.NAME`` and ``exp_avg_sq.NAME``. Every rank must call it."""

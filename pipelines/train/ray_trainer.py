@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from kineograph.errors import Failure, KineographError
+from kineograph.progress import say
 from pipelines.train.config import WorkersConfig
 
 
@@ -29,7 +31,8 @@ def run_workers(job: dict[str, Any], workers: WorkersConfig, run: Path) -> None:
             name="ray",
             storage_path=str(run.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=[Announcer(workers.max_failures)],
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # errors are raised, or announced
         ),
     )
     try:
@@ -45,13 +48,54 @@ def _worker(job: dict[str, Any]) -> None:
     train_worker(job)
 
 
+class Announcer(ray.train.UserCallback):
+    """Says that a worker died and what happens then. Lives in Ray Train's controller, whose stderr is the driver's."""
+
+    def __init__(self, restarts: int) -> None:
+        self._restarts = restarts
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        if self._restarts > 0:  # else the error is raised
+            self._restarts -= 1
+            rank, error = _first(worker_exceptions)
+            reason = "its process ended" if _is_death(error) else _one_line(error)
+            say(f"a training worker died (rank {rank}: {reason[:200]}); all start again from the last checkpoint")
+
+
 def _cause(error: BaseException) -> KineographError:
-    """The first error of a worker, as one of ours."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for _, failure in sorted(failures.items()):
-        original = getattr(failure, "base_exc", None) or getattr(failure, "_base_exc", None) or failure
-        if isinstance(original, KineographError):
-            return original
-        text = " ".join(str(original).split())
-        return Failure(f"a training worker failed: {type(original).__name__}: {text[-300:]}")
-    return Failure(f"training failed: {' '.join(str(error).split())[-300:]}")
+    """The error of a worker that matters, as one of ours."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    if not failures:
+        return Failure(f"training failed: {_one_line(error)[-300:]}")
+    rank, first = _first(failures)
+    if isinstance(first, KineographError):
+        return first
+    if _is_death(first):
+        return Failure(
+            f"the process of training worker {rank} ended, perhaps for want of memory: "
+            "run the same command again to go on from the last checkpoint"
+        )
+    return Failure(f"a training worker failed: {type(first).__name__}: {_one_line(first)[-300:]}")
+
+
+def _first(failures: dict[int, Exception]) -> tuple[int, Exception]:
+    """Rank and error of the worker that failed first: when one fails, the others fail at their next message to it."""
+    originals = {rank: _original(failure) for rank, failure in sorted(failures.items())}
+    return min(originals.items(), key=lambda item: _is_consequence(item[1]))
+
+
+def _original(failure: Exception) -> Exception:
+    original: Exception = getattr(failure, "base_exc", None) or getattr(failure, "_base_exc", None) or failure
+    return original
+
+
+def _is_consequence(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+
+
+def _is_death(error: Exception) -> bool:
+    return isinstance(error, ray.exceptions.RayActorError)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

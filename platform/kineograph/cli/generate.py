@@ -59,8 +59,9 @@ def generate(
     from kineograph.diffusion.text_to_video import TextToVideo
     from kineograph.media.encode import contact_sheet, write_mp4, write_png
 
+    _check_device(device)
     model = TextToVideo.load(checkpoint, device)
-    fps = float(fps or model.config["fps"])
+    fps = float(model.config["fps"] if fps is None else fps)
     bucket = model.bucket_for(size, seconds, fps)
     frames = model.generate([prompt], [seed], bucket, fps, steps, cfg)[0]
     sheet = out.with_suffix(".png")
@@ -85,3 +86,14 @@ def generate(
         as_json,
         f"{out}: {bucket.frames} frames of {bucket.height}x{bucket.width} at {fps:g} fps, and {sheet}",
     )
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    from kineograph.errors import UserError
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
+        raise UserError(f"--device {device}: {str(error).splitlines()[0][:200]}") from error

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kineograph.config import Config
@@ -21,9 +22,9 @@ class FlowConfig(Config):
     """logit_normal puts more of them in the middle (SD3, §3.1)."""
     logit_mean: float = 0.0
     """Mean of logit(t); positive leans towards noise."""
-    logit_std: float = 1.0
+    logit_std: float = Field(1.0, gt=0)
     """Standard deviation of logit(t)."""
-    shift: float = 1.0
+    shift: float = Field(1.0, gt=0)
     """t becomes shift·t / (1 + (shift - 1)·t), in training and sampling: more noise for more pixels (SD3, eq. 23)."""
 
 

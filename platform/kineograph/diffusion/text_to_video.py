@@ -84,9 +84,9 @@ class TextToVideo:
         except ValueError:
             raise UserError(f"--size {size!r}: write height and width, e.g. 32x48") from None
         frames = default.frames
+        if not (0 < fps < math.inf and (seconds is None or 0 < seconds < math.inf)):
+            raise UserError("--seconds and --fps must be numbers above zero")
         if seconds is not None:
-            if not (0 < seconds < math.inf and 0 < fps < math.inf):
-                raise UserError("--seconds and --fps must be numbers above zero")
             stride = self.vae.strides[0]
             frames = 1 + stride * max(0, round((seconds * fps - 1) / stride))
         if height < 1 or width < 1:

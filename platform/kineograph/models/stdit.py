@@ -50,11 +50,16 @@ class STDiTConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> STDiTConfig:
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ValueError(f"width {self.width} must be a multiple of 4·heads, and heads is {self.heads}")
-        if self.patch[0] != 1:
-            raise ValueError("patch must cover one latent frame: timesteps are per frame")
+        check_shape(self.width, self.heads, self.patch)
         return self
+
+
+def check_shape(width: int, heads: int, patch: tuple[int, int, int]) -> None:
+    """Raise ValueError when an STDiT cannot have this width, number of heads and patch."""
+    if width % (4 * heads):
+        raise ValueError(f"width {width} must be a multiple of 4·heads, and heads is {heads}")
+    if patch[0] != 1 or min(patch) < 1:
+        raise ValueError(f"patch {list(patch)} must cover one latent frame: timesteps are per frame")
 
 
 class TextNorm(nn.Module):

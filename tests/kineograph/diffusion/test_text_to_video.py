@@ -80,7 +80,7 @@ def test_the_size_of_a_batch_does_not_matter(model, videos):
 
 def test_another_seed_is_another_video(model):
     zero, one = model.generate([PROMPTS[0]] * 2, seeds=[0, 1])
-    assert np.abs(zero.astype(int) - one).max() > 10
+    assert np.abs(zero.astype(int) - one).max() > 1  # more than rounding
 
 
 def test_a_prompt_matters(model):
