@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from kineograph.errors import Failure, KineographError
+from kineograph.errors import Failure, KineographError, UserError
 from kineograph.progress import say
 from pipelines.train.config import WorkersConfig
 
 
 def run_workers(job: dict[str, Any], workers: WorkersConfig, run: Path) -> None:
     """Run ``loop.train_worker(job)`` on ``workers.count`` ranks; Ray must be up. Raises Failure when they fail."""
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster may have nodes to come
+        check_room(workers, ray.cluster_resources())
     trainer = TorchTrainer(
         _worker,
         train_loop_config=job,
@@ -39,6 +42,16 @@ def run_workers(job: dict[str, Any], workers: WorkersConfig, run: Path) -> None:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
+
+
+def check_room(workers: WorkersConfig, have: Mapping[str, float]) -> None:
+    """Raise UserError when ``have`` (Ray's resources) can never hold the workers: Ray would wait for ever."""
+    cpus, gpus = workers.count * workers.cpus, workers.count * workers.gpu
+    for need, unit, name in ((cpus, "CPU", "workers.count or workers.cpus"), (gpus, "GPU", "workers.count")):
+        if need > have.get(unit, 0):
+            raise UserError(
+                f"{workers.count} workers need {need:g} {unit}s and this machine has {have.get(unit, 0):g}: lower {name}"
+            )
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -85,8 +98,12 @@ def _first(failures: dict[int, Exception]) -> tuple[int, Exception]:
 
 
 def _original(failure: Exception) -> Exception:
-    original: Exception = getattr(failure, "base_exc", None) or getattr(failure, "_base_exc", None) or failure
-    return original
+    """What Ray Train wrapped: an exception of ours, or the death of an actor."""
+    for name in ("base_exc", "_base_exc", "health_check_failure", "failure"):
+        inner = getattr(failure, name, None)
+        if isinstance(inner, Exception):
+            return _original(inner)
+    return failure
 
 
 def _is_consequence(error: Exception) -> bool:

@@ -93,7 +93,7 @@ def checkpoint_config(config: TrainConfig, dataset: Dataset, mlflow: dict[str, A
     videos = sorted((b for b in plan.clips if not b.is_image), key=lambda b: (-len(plan.clips[b]), b))
     images = sorted(b for b in plan.clips if b.is_image)
     entry = plan.clips[(videos or images)[0]][0]
-    fps = dataset.reader.read([entry.address], ["fps"])[0]["fps"]
+    fps = dataset.reader.read([entry.address], ["fps"])[0]["fps"] or 1.0  # a second for an image, where all are
     return {
         "model": model_shape(config, manifest).model_dump(mode="json"),
         "vae": vae_shape(config).model_dump(mode="json"),
