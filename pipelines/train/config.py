@@ -58,8 +58,8 @@ class ConditioningConfig(Config):
 
     caption_drop: float = Field(0.1, ge=0, le=1)
     """Share of clips trained without their caption, for classifier-free guidance."""
-    first_frame: float = Field(0.5, ge=0, le=1)
-    """Share of videos whose first latent frame is given. Above 0, videos are sampled first frame first."""
+    factorised: bool = True
+    """Train videos as first frame | text and rest | first frame, text, and sample them so; off: all frames at once."""
 
 
 class BatchConfig(Config):

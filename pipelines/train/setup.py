@@ -104,7 +104,7 @@ def checkpoint_config(config: TrainConfig, dataset: Dataset, mlflow: dict[str, A
         "sampling": {
             "steps": config.samples.steps,
             "guidance_scale": config.samples.guidance_scale,
-            "first_frame_first": config.conditioning.first_frame > 0,
+            "first_frame_first": config.conditioning.factorised,
         },
         "validation_share": config.data.validation_share,
         "manifest_digest": manifest.digest,

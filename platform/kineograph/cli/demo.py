@@ -21,28 +21,26 @@ An interrupted demo goes on where it was when the same command is run again.
 """
 
 CORPUS: dict[str, Any] = {
-    "videos": 260,
+    "videos": 240,
     "max_side": 256,
-    "min_seconds": 3.0,
-    "max_seconds": 9.0,
+    "aspects": ["1:1", "1:1", "16:9"],
+    "min_seconds": 5.0,
+    "max_seconds": 12.0,
     "max_scenes": 4,
     "images": 0.1,
-    "two_objects": 0.1,
-    "textured": 0.3,
-    "bad": dict.fromkeys(
-        (
-            "exact_duplicate",
-            "reencoded_duplicate",
-            "static",
-            "black",
-            "letterbox",
-            "blurred",
-            "text",
-            "truncated",
-            "foreign",
-        ),
-        0.02,
-    ),
+    "two_objects": 0.05,
+    "textured": 0.25,
+    "bad": {
+        "exact_duplicate": 0.02,
+        "reencoded_duplicate": 0.02,
+        "static": 0.02,
+        "black": 0.02,
+        "letterbox": 0.01,
+        "blurred": 0.01,
+        "text": 0.01,
+        "truncated": 0.02,
+        "foreign": 0.02,
+    },
 }
 """What is rendered: frames so small that two cores are soon done, and some of everything that a crawl holds."""
 

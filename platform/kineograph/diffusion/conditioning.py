@@ -1,7 +1,7 @@
 """Frame conditioning by per-frame timesteps: a given frame is at timestep 0 and has no loss.
 
-A model trained so continues a first frame. Text to video is then two samplings: the first frame from the text, the rest
-from the text and that frame (Girdhar et al. 2023, Emu Video).
+Text to video is factorised (Girdhar et al. 2023, Emu Video): p(video | text) = p(first | text) · p(rest | first, text). Both
+factors are one model, trained on every clip; the first frame is a video of one latent frame.
 """
 
 from __future__ import annotations
@@ -34,24 +34,29 @@ def sample_given(
     steps: int,
     shift: float = 1.0,
 ) -> Tensor:
-    """Sample the frames that are not ``given`` (T, bool); the others come back as they are in ``frames`` (B C T H W)."""
-    held = given[None, :].expand(noise.shape[0], -1)
-    keep = held[:, None, :, None, None]
+    """Sample the frames that are not ``given`` (B T); the others come back as they are in ``frames`` (B C T H W)."""
+    keep = given[:, None, :, None, None]
 
     def predict_rest(x: Tensor, timestep: Tensor) -> Tensor:
-        return predict(torch.where(keep, frames, x), hold_given(timestep, held))
+        return predict(torch.where(keep, frames, x), hold_given(timestep, given))
 
     sampled = sample_euler(predict_rest, noise, steps, shift)
     return torch.where(keep, frames, sampled)
 
 
+def first_given(latents: Tensor) -> Tensor:
+    """The mask (B T) that gives the first latent frame of every clip (B C T H W)."""
+    given = torch.zeros(latents.shape[0], latents.shape[2], dtype=torch.bool, device=latents.device)
+    given[:, 0] = True
+    return given
+
+
 def sample_first_frame_first(
     predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int, shift: float = 1.0
 ) -> Tensor:
-    """Sample all frames, keep the first, and sample the others again with it given."""
-    whole = sample_euler(predict, noise, steps, shift)
+    """Sample the first latent frame alone, then the others with it given: noise (B C T H W) to latents of that shape."""
+    first = sample_euler(predict, noise[:, :, :1], steps, shift)
     if noise.shape[2] == 1:
-        return whole
-    given = torch.zeros(noise.shape[2], dtype=torch.bool, device=noise.device)
-    given[0] = True
-    return sample_given(predict, noise, whole, given, steps, shift)
+        return first
+    frames = torch.cat([first, noise[:, :, 1:]], dim=2)
+    return sample_given(predict, noise, frames, first_given(noise), steps, shift)

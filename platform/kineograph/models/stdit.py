@@ -26,6 +26,9 @@ from kineograph.models.layers import (
 )
 from kineograph.models.patches import padded_size, patchify, unpatchify
 
+LEAST_TIMESTEP = 0.05
+"""Below it the division by t stops growing: clean latents are not asked to be exact to more than the noise that is left."""
+
 
 class STDiTConfig(Config):
     """Shape of an STDiT."""
@@ -45,6 +48,9 @@ class STDiTConfig(Config):
     """Attention heads; width / heads must be even."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over width."""
+    prediction: Literal["clean", "velocity"] = "clean"
+    """What the last layer says: clean latents, which lie on few dimensions where noise fills them all (Li & He 2025, Back to
+    Basics), or the velocity itself. The model returns the velocity either way."""
     position_base: float = 8.0
     """Side of a square frame in the units of position codes (grid_coordinates)."""
 
@@ -235,7 +241,11 @@ class STDiT(nn.Module):
 
         shift, scale = self.final_modulation(condition).unsqueeze(2).chunk(2, dim=-1)  # B T 1 D
         x = self.to_patches(modulate(self.final_norm(x), shift, scale))
-        return unpatchify(x, self.config.patch, (frames, height, width))
+        output = unpatchify(x, self.config.patch, (frames, height, width))  # B C T H W
+        if self.config.prediction == "velocity":
+            return output
+        # x_t = (1 - t)·x_0 + t·ε, so v = ε - x_0 = (x_t - x_0) / t.
+        return (latents - output) / timestep.clamp_min(LEAST_TIMESTEP)[:, None, :, None, None]
 
     def _text(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Token states (B L+1 D), their mask, and the pooled caption (B D). The first token stands for "no caption" and

@@ -3,6 +3,7 @@
 import torch
 
 from kineograph.diffusion.conditioning import (
+    first_given,
     hold_given,
     masked_flow_loss,
     sample_first_frame_first,
@@ -45,14 +46,15 @@ def test_with_nothing_given_the_loss_is_that_of_the_flow():
 
 def test_given_frames_come_back_unchanged():
     noise, frames = tensors(2)
-    given = torch.tensor([True, False, True, False])
+    given = torch.tensor([[True, False, True, False], [False, False, False, True]])
     sampled = sample_given(lambda x, t: torch.sin(5 * x), noise, frames, given, steps=3)
-    assert torch.equal(sampled[:, :, given], frames[:, :, given])
+    keep = given[:, None, :, None, None].expand_as(frames)
+    assert torch.equal(sampled[keep], frames[keep])
 
 
 def test_the_model_sees_given_frames_clean_and_at_timestep_zero():
     noise, frames = tensors(2)
-    given = torch.tensor([False, True, False, False])
+    given = torch.tensor([[False, True, False, False]] * 2)
     seen = []
 
     def predict(x, timestep):
@@ -65,23 +67,30 @@ def test_the_model_sees_given_frames_clean_and_at_timestep_zero():
 
 def test_with_the_true_velocity_the_other_frames_end_at_the_data():
     noise, frames = tensors(2)
-    given = torch.tensor([True, False, False, False])
+    given = first_given(frames)
     sampled = sample_given(lambda x, t: velocity(frames, noise), noise, frames, given, steps=4)
     torch.testing.assert_close(sampled, frames, atol=1e-5, rtol=0)
 
 
-def test_first_frame_first_keeps_the_first_frame_of_the_first_sampling():
+def test_the_first_frame_is_sampled_alone_and_then_given():
     noise = tensors(1)[0]
-    calls = []
+    seen = []
 
     def predict(x, timestep):
-        calls.append(bool(timestep[0, 0] == 0))  # whether the first frame is given
-        return torch.full_like(x, 2.0 if calls[-1] else 1.0)
+        seen.append((x.shape[2], bool(timestep[0, 0] == 0)))  # frames, and whether the first is given
+        return torch.full_like(x, 2.0 if seen[-1][1] else 1.0)
 
     sampled = sample_first_frame_first(predict, noise, steps=2)
-    assert calls == [False, False, True, True]
+    assert seen == [(1, False)] * 2 + [(4, True)] * 2
     torch.testing.assert_close(sampled[:, :, 0], noise[:, :, 0] - 1)
     torch.testing.assert_close(sampled[:, :, 1:], noise[:, :, 1:] - 2)
+
+
+def test_with_the_true_velocity_first_frame_first_ends_at_the_data():
+    data, noise = tensors(2)
+    truth = velocity(data, noise)
+    sampled = sample_first_frame_first(lambda x, t: truth[:, :, : x.shape[2]], noise, steps=4)
+    torch.testing.assert_close(sampled, data, atol=1e-5, rtol=0)
 
 
 def test_an_image_is_sampled_once():
@@ -93,3 +102,7 @@ def test_an_image_is_sampled_once():
 
     sample_first_frame_first(predict, torch.zeros(1, 3, 1, 2, 2), steps=3)
     assert len(calls) == 3
+
+
+def test_the_first_frame_is_the_one_given():
+    assert first_given(torch.zeros(2, 3, 4, 1, 1)).tolist() == [[True, False, False, False]] * 2
