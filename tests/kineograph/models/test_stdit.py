@@ -57,6 +57,18 @@ def test_the_last_layer_of_a_fresh_model_says_zero(fresh):
     assert not said[0].any()
 
 
+@pytest.mark.parametrize("timestep", [1.0, 0.5, 0.05])
+def test_clean_latents_that_are_predicted_are_told_as_the_velocity_from_them(timestep):
+    given = {**inputs(), "timestep": torch.full((2, 3), timestep)}
+    velocity = build(prediction="clean")(**given)  # a fresh model says that the clean latents are zero
+    torch.testing.assert_close(given["latents"] - timestep * velocity, torch.zeros_like(velocity), atol=1e-6, rtol=0)
+
+
+def test_without_noise_the_velocity_stays_finite():
+    given = {**inputs(), "timestep": torch.zeros(2, 3)}
+    assert build(prediction="clean")(**given).isfinite().all()
+
+
 def test_after_one_step_gradients_reach_every_parameter(fresh):
     optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1)
     given = inputs()
