@@ -21,8 +21,9 @@ def slot_losses(
     """Flow loss of each clip (B) for latents (B C T H W).
 
     Noise, timesteps and dropped captions depend on (seed, epoch, clip) and on nothing else, so neither the number of
-    ranks nor a restart changes them. An image, or with conditioning.factorised off a whole video, is one prediction. A factorised video is two: its first
-    latent frame alone, and the rest with that frame given; the loss is their mean, weighted by frames.
+    ranks nor a restart changes them. An image, or with conditioning.factorised off a whole video, is one prediction. A
+    factorised video is two: its first latent frame alone, and the rest with that frame given; the loss is their mean,
+    weighted by frames.
     """
     keys = [(config.seed, slot.epoch, slot.clip.clip_id) for slot in slots]
     dropped = torch.tensor([uniform(*key, "caption") < config.conditioning.caption_drop for key in keys])

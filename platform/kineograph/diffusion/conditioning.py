@@ -1,7 +1,7 @@
 """Frame conditioning by per-frame timesteps: a given frame is at timestep 0 and has no loss.
 
-Text to video is factorised (Girdhar et al. 2023, Emu Video): p(video | text) = p(first | text) · p(rest | first, text). Both
-factors are one model, trained on every clip; the first frame is a video of one latent frame.
+Text to video is factorised (Girdhar et al. 2023, Emu Video): p(video | text) = p(first | text) · p(rest | first, text).
+Both factors are one model, trained on every clip; the first frame is a video of one latent frame.
 """
 
 from __future__ import annotations

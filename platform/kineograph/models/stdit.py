@@ -49,8 +49,8 @@ class STDiTConfig(Config):
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over width."""
     prediction: Literal["clean", "velocity"] = "clean"
-    """What the last layer says: clean latents, which lie on few dimensions where noise fills them all (Li & He 2025, Back to
-    Basics), or the velocity itself. The model returns the velocity either way."""
+    """What the last layer says: clean latents, which lie on few dimensions where noise fills them all (Li & He 2025,
+    Back to Basics), or the velocity itself. The model returns the velocity either way."""
     position_base: float = 8.0
     """Side of a square frame in the units of position codes (grid_coordinates)."""
 
