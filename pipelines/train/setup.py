@@ -18,6 +18,7 @@ from kineograph.store.loader import ClipLoader
 from kineograph.store.manifest import Manifest
 from kineograph.store.shards import ClipEntry, ShardReader
 from kineograph.store.split import split_validation
+from kineograph.store.tensors import unpack
 from pipelines.train.config import TrainConfig
 from pipelines.train.plan import TrainingPlan
 
@@ -107,10 +108,16 @@ def checkpoint_config(config: TrainConfig, dataset: Dataset, mlflow: dict[str, A
             "first_frame_first": config.conditioning.factorised,
         },
         "validation_share": config.data.validation_share,
+        "plan": plan_keys(config),
         "manifest_digest": manifest.digest,
         "recipe_digest": digest(config),
         "mlflow": mlflow,
     }
+
+
+def plan_keys(config: TrainConfig) -> dict[str, Any]:
+    """What the order of clips depends on, besides the manifest."""
+    return {"seed": config.seed, "validation_share": config.data.validation_share, **config.batch.model_dump()}
 
 
 def changed_since(folder: Path, config: TrainConfig, dataset: Dataset) -> str:
@@ -118,9 +125,14 @@ def changed_since(folder: Path, config: TrainConfig, dataset: Dataset) -> str:
     saved = read_config(folder)
     if saved["manifest_digest"] != dataset.manifest.digest:
         return f"the dataset is {dataset.manifest.digest[:12]}, it was {saved['manifest_digest'][:12]}"
-    for part, now in (("model", model_shape(config, dataset.manifest)), ("vae", vae_shape(config))):
+    parts = {
+        "model": model_shape(config, dataset.manifest).model_dump(mode="json"),
+        "vae": vae_shape(config).model_dump(mode="json"),
+        "plan": plan_keys(config),
+    }
+    for part, now in parts.items():
         before = saved[part]
-        for key, value in now.model_dump(mode="json").items():
+        for key, value in now.items():
             if before.get(key) != value:
                 return f"{part}.{key} is {value}, it was {before.get(key)}"
     return ""
@@ -133,7 +145,5 @@ def _spread(entries: list[ClipEntry], most: int) -> list[ClipEntry]:
 
 
 def _caption_states(rows: list[dict[str, Any]]) -> list[torch.Tensor]:
-    from kineograph.store.tensors import unpack
-
     by_caption = {row["caption"]: row["text_embedding"] for row in rows if row["caption"].strip()}
     return [torch.from_numpy(unpack(by_caption[c]).astype("float32")) for c in sorted(by_caption)]

@@ -14,13 +14,16 @@ class Progress:
         self.done = self._done_before = done
         self._start = time.monotonic()
         self._last_shown = float("-inf")
+        self._shown_done = -1
+        self._note = ""
         self._live = sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._show(force=True)
+        if self._shown_done != self.done:
+            self._show(self._note, force=True)
         if self._live:
             sys.stderr.write("\n")
 
@@ -38,7 +41,7 @@ class Progress:
             left = f"in {duration(elapsed)}"
         parts = [
             f"{self.label} {self.done}/{self.total} {self.unit}",
-            f"{rate:.1f} {self.unit}/s",
+            f"{rate:.1f} {self.unit}/s" if rate > 0 else "",
             left,
             note,
         ]
@@ -46,9 +49,10 @@ class Progress:
 
     def _show(self, note: str = "", force: bool = False) -> None:
         now = time.monotonic()
+        self._note = note
         if not force and now - self._last_shown < (0.2 if self._live else 10.0):
             return
-        self._last_shown = now
+        self._last_shown, self._shown_done = now, self.done
         line = self.line(note)
         sys.stderr.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
         sys.stderr.flush()

@@ -52,8 +52,9 @@ def train(recipe: str, data: Path | None, out: Path, dry_run: bool, overrides: t
     from pipelines.train.pipeline import train as run_training
 
     made = run_training(config, data, out)
-    emit(
-        made,
-        as_json,
-        f"checkpoint {made['checkpoint']}\ngenerate   kineo generate --checkpoint {made['run']} --prompt …",
+    lines = (
+        f"checkpoint {made['checkpoint']}",
+        f"mlflow     run {made['mlflow']['run_id']} in {made['mlflow']['uri']}",
+        f'generate   kineo generate --checkpoint {made["run"]} --prompt "…" --out x.mp4',
     )
+    emit(made, as_json, "\n".join(lines))
