@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -154,16 +153,19 @@ def train(out: Path, seed: int, steps: int | None) -> dict[str, Any]:
 
 
 def evaluate(out: Path) -> dict[str, Any]:
-    """Grade the newest checkpoint of train/ by the demo recipe, and copy a contact sheet to the top."""
+    """Grade the newest checkpoint of train/ by the demo recipe, and put a picture of some samples at the top."""
     from kineograph.cli.recipes import read_recipe
+    from kineograph.media.clips import decode_clip
+    from kineograph.media.encode import contact_sheet, write_png
+    from kineograph.media.geometry import Bucket
     from pipelines.eval.config import EvalConfig
     from pipelines.eval.pipeline import grade_checkpoint
 
-    config = read_recipe("eval", "demo", EvalConfig)
-    graded = grade_checkpoint(config, out / "train", out / "data", None)
-    sheets = sorted(Path(graded["out"]).glob("sheets/*.png"))
-    if sheets:
-        shutil.copyfile(sheets[0], out / "samples.png")
+    graded = grade_checkpoint(read_recipe("eval", "demo", EvalConfig), out / "train", out / "data", None)
+    frames = Bucket.parse(graded["sampling"]["bucket"]).frames
+    videos = [decode_clip(path.read_bytes(), frames) for path in sorted(Path(graded["out"]).glob("videos/*.mp4"))]
+    prompts = [sample["prompt"] for sample in graded["samples"][: len(videos)]]
+    write_png(out / "samples.png", contact_sheet(videos, prompts))
     return graded
 
 

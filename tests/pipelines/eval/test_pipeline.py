@@ -7,11 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from kineograph.cli.eval import evaluate as command
-from kineograph.config import load_recipe
+from kineograph.cli.recipes import read_recipe
 from kineograph.errors import GateError, RecipeError, UserError
 from kineograph.store.checkpoints import CONFIG, seal
 from kineograph.tracking import Tracker
-from pipelines.eval import PACKAGE
 from pipelines.eval.config import EvalConfig
 from pipelines.eval.pipeline import evaluate
 
@@ -144,13 +143,13 @@ def test_what_is_asked_wrongly_is_refused_before_sampling(checkpoint, data, tmp_
 
 
 def test_recipes_are_checked():
-    demo = load_recipe(PACKAGE / "recipes" / "demo.yaml", EvalConfig)
-    assert (demo.videos, demo.gate.colour_accuracy, demo.gate.direction_accuracy) == (64, 0.9, 0.5)
+    demo = read_recipe("eval", "demo", EvalConfig)
+    assert (demo.videos, demo.gate.colour_accuracy, demo.gate.direction_accuracy) == (144, 0.9, 0.5)
     with pytest.raises(RecipeError, match=r"did you mean 'gate.colour_accuracy'"):
-        load_recipe(PACKAGE / "recipes" / "demo.yaml", EvalConfig, ["gate.color_accuracy=0.5"])
+        read_recipe("eval", "demo", EvalConfig, ["gate.color_accuracy=0.5"])
     for wrong in ("bucket=32x32", "prompts=['']", "validation.timesteps=[0]", "videos=0"):
         with pytest.raises(RecipeError):
-            load_recipe(PACKAGE / "recipes" / "demo.yaml", EvalConfig, [wrong])
+            read_recipe("eval", "demo", EvalConfig, [wrong])
 
 
 def test_the_command_prints_its_table_or_its_json_before_it_fails(checkpoint, painter, tmp_path):
