@@ -84,11 +84,11 @@ def test_a_run_from_raw_files_to_a_verified_dataset(raw, tmp_path, capsys):
     run = tmp_path / "run"
     code, out, _ = kineo("run", "demo", "--input", raw, "--out", run, "--json", capsys=capsys)
     facts = json.loads(out)
-    assert (code, facts["totals"]["clips_kept"], facts["run"]) == (0, 1, str(run))
+    assert (code, facts["totals"]["clips_kept"], facts["run"]) == (0, 2, str(run))
     code, out, _ = kineo("verify", run, "--json", capsys=capsys)
     assert (code, json.loads(out)["damaged"]) == (0, [])
     code, out, _ = kineo("plan", run, "--json", capsys=capsys)
-    assert json.loads(out)["buckets"][0]["clips"] == 1
+    assert json.loads(out)["buckets"][0]["clips"] == 2
     code, out, _ = kineo("plan", run, capsys=capsys)
     assert "100.0%" in out
     code, out, _ = kineo("report", run, capsys=capsys)

@@ -76,7 +76,8 @@ def test_fast_motion_is_no_cut_and_a_cut_in_it_is_found(tmp_path):
 
 
 def test_cuts_are_those_of_pyscenedetect(tmp_path):
-    detect = pytest.importorskip("scenedetect")
+    import scenedetect as detect
+
     speeds, colours = [10, 40, 0, 20], [(130, 20, 20), (20, 130, 30), (20, 20, 150), (140, 140, 10)]
     scenes = [tinted(panning(s, seconds=2, fps=10), c) for s, c in zip(speeds, colours, strict=True)]
     write_mp4(tmp_path / "a.mp4", np.concatenate(scenes), 10)

@@ -74,7 +74,9 @@ def checkpoint(tmp_path, data):
     vae = PatchPCA(vae_config)
     videos = render_truth(grid_prompts(8, 0), 1, BUCKET, FPS)
     vae.fit([to_unit_range(torch.from_numpy(video)) for video in videos])
-    model_config = STDiTConfig(in_channels=vae.channels, text_width=384, width=32, depth=1, heads=2)
+    model_config = STDiTConfig(
+        in_channels=vae.channels, text_width=384, width=32, depth=1, heads=2, prediction="velocity"
+    )
     save_file(STDiT(model_config).state_dict(), folder / "ema.safetensors")
     save_file(vae.state_dict(), folder / "vae.safetensors")
     config = {
