@@ -109,7 +109,7 @@ def test_a_run_from_raw_files_to_a_verified_dataset(raw, tmp_path, capsys):
 
     code, _, err = kineo("decide", run, "--set", "filters.motion.min=9", capsys=capsys)
     assert code == 2
-    assert "nothing was kept: 1 source; 1 clip, 1 rejected (1 motion_low)" in err
+    assert "nothing was kept: 1 source; 2 clips, 2 rejected (2 motion_low)" in err
     assert "report.html" in err
 
 
