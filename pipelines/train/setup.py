@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kineograph.config import digest
+from kineograph.errors import UserError
 from kineograph.models.stdit import STDiT, STDiTConfig
 from kineograph.models.vae import PatchPCA, PatchPCAConfig, to_unit_range
 from kineograph.store.checkpoints import read_config
@@ -45,6 +46,13 @@ def open_dataset(config: TrainConfig, data: Path) -> Dataset:
     reader = ShardReader(data)
     training, validation = split_validation(reader.index(), config.data.validation_share)
     plan = TrainingPlan(training, config.seed, config.batch.videos, config.batch.images)
+    stride, temporal_stride = config.vae.stride, config.vae.temporal_stride
+    for bucket in plan.clips:
+        if bucket.height % stride or bucket.width % stride or (bucket.frames - 1) % temporal_stride:
+            raise UserError(
+                f"bucket {bucket.name} does not fit the autoencoder: sides must be multiples of {stride} and frames "
+                f"1 + a multiple of {temporal_stride}; change vae.stride, vae.temporal_stride or curate other buckets"
+            )
     return Dataset(reader, training, validation, plan)
 
 
