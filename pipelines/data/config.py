@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from kineograph.config import Config, digest
-from kineograph.media.geometry import Bucket
 from kineograph.media.guard import GuardLimits
 from kineograph.media.probe import MediaLimits
+from pipelines.data.captions.config import Captions
+from pipelines.data.duplicates.perceptual import PerceptualDuplicates
+from pipelines.data.duplicates.semantic import SemanticDuplicates
+from pipelines.data.filters import Filters
+from pipelines.data.inputs.locations import Inputs
+from pipelines.data.planning.buckets import Buckets
+from pipelines.data.planning.estimate import Estimation
+from pipelines.data.scores.clip import ClipModel
+from pipelines.data.scores.learned import Learned
+from pipelines.data.scores.safety import Safety
+from pipelines.data.scores.text_area import TextArea
+from pipelines.data.transitions import Transitions
 
 
 class Cuts(Config):
@@ -22,6 +33,19 @@ class Cuts(Config):
     """Least multiple of the neighbours' difference; 3 is PySceneDetect's AdaptiveDetector."""
     window: int = Field(2, ge=1)
     """Neighbours on each side that a frame is compared with; 2 is PySceneDetect's AdaptiveDetector."""
+    flash_seconds: float = Field(0.35, ge=0)
+    """A picture that is back within so many seconds was a flash and no cut."""
+    flash_level: float = Field(6.0, ge=0, le=255)
+    """Most mean difference, in levels, of the coarse layouts before and after for it to be back."""
+
+
+class Samples(Config):
+    """The frames that model stages see; stored as JPEG in the one pass."""
+
+    side: int = Field(384, ge=64)
+    """Long side in pixels; frames are never enlarged. CLIP sees 224, text is found from about 300."""
+    per_second: float = Field(1.0, gt=0, le=10)
+    """Frames a second, and one more where a shot may begin."""
 
 
 class Clips(Config):
@@ -39,86 +63,26 @@ class Clips(Config):
         return self
 
 
-class ResolutionFilter(Config):
-    """Too few pixels."""
+class Scores(Config):
+    """The models that score clips on their sampled frames; null asks none. Their thresholds are among the filters."""
 
-    min: int | None = None
-    """Least short side in pixels; null asks for none."""
-
-
-class BlackFilter(Config):
-    """Too much black."""
-
-    max: float | None = Field(0.5, ge=0, le=1)
-    """Most share of black frames, 0..1; null allows any."""
-    picture: float = Field(0.98, ge=0, le=1)
-    """Share of dark pixels (luma up to 0.1) from which a frame is black; 0.98 is ffmpeg blackdetect's."""
+    text_area: TextArea | None = None
+    """Area of burnt-in text; extra ``ocr``."""
+    safety: Safety | None = None
+    """Nudity; extra ``safety``."""
+    clip: ClipModel | None = None
+    """Embeddings, aesthetic score and caption match."""
+    learned: Learned | None = None
+    """A classifier's probability of a label."""
 
 
-class StaticFilter(Config):
-    """Too many frames that repeat the one before."""
+class Duplicates(Config):
+    """Which clips are left out because their like is kept. Files of equal bytes always are."""
 
-    max: float | None = Field(0.9, ge=0, le=1)
-    """Most share of repeated frames, 0..1; null allows any."""
-    level: float = Field(2.5, ge=0, le=255)
-    """A frame repeats the one before when no cell of it (a twentieth of its long side) changes its mean by
-    more than so many levels of 0..255. Encoding a still moves cells by 2 at most, slow objects by 3."""
-
-
-class MotionFilter(Config):
-    """Too little or too much motion."""
-
-    min: float | None = Field(None, ge=0)
-    """Least mean optical flow in frame diagonals per second; null asks for none."""
-    max: float | None = Field(None, ge=0)
-    """Most mean optical flow in frame diagonals per second; null allows any."""
-
-
-class Filters(Config):
-    """The filters of a clip, in the order in which they are asked."""
-
-    resolution: ResolutionFilter = ResolutionFilter()
-    """Short side."""
-    black: BlackFilter = BlackFilter()
-    """Black frames."""
-    static: StaticFilter = StaticFilter()
-    """Repeated frames; videos only."""
-    motion: MotionFilter = MotionFilter()
-    """Optical flow; videos only."""
-
-
-class Captions(Config):
-    """Captions from files beside the sources: NAME.txt or NAME.json."""
-
-    require: bool = True
-    """Whether a clip without a caption is rejected with ``no_caption``."""
-
-
-class Buckets(Config):
-    """The shapes that clips are written in."""
-
-    sizes: tuple[str, ...]
-    """Buckets as HEIGHTxWIDTHxFRAMES; one frame is an image bucket."""
-    fps: float = Field(8.0, gt=0)
-    """Frames per second of the videos written."""
-
-    @field_validator("sizes")
-    @classmethod
-    def _are_buckets(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
-        if not sizes:
-            raise ValueError("give at least one bucket, e.g. 256x256x16")
-        for size in sizes:
-            bucket = Bucket.parse(size)
-            if bucket.height % 2 or bucket.width % 2:
-                raise ValueError(f"height and width of a bucket are even (H.264 stores them so), not {size}")
-        if len(set(sizes)) < len(sizes):
-            raise ValueError("a bucket is listed twice")
-        return sizes
-
-    @property
-    def parsed(self) -> list[Bucket]:
-        """The buckets, sorted."""
-        return sorted(Bucket.parse(size) for size in self.sizes)
+    perceptual: PerceptualDuplicates = PerceptualDuplicates()
+    """What looks the same frame for frame: re-encoded, rescaled, at another rate, with bars, shifted."""
+    semantic: SemanticDuplicates = SemanticDuplicates()
+    """What shows the same by its CLIP embedding; needs ``scores.clip``."""
 
 
 class Encode(Config):
@@ -142,20 +106,30 @@ class Shards(Config):
 
 
 class CurateConfig(Config):
-    """A curation run, from a directory of raw files to shards."""
+    """A curation run, from raw files to shards."""
 
     input: str | None = None
-    """Directory (searched to its bottom) or file with the sources; --input says it on the command line."""
+    """Directory, file, glob, URL or manifest with the sources; --input says it on the command line."""
+    inputs: Inputs = Inputs()
+    """How sources are listed and fetched."""
     limits: MediaLimits = MediaLimits()
     """The most that a source may be."""
     guard: GuardLimits = GuardLimits()
     """What the child process that decodes a source may use."""
+    samples: Samples = Samples()
+    """The frames that models see."""
     cuts: Cuts = Cuts()
     """When a new shot starts."""
+    transitions: Transitions | None = None
+    """The model that finds gradual transitions; null looks for hard cuts only. Extra ``shots``."""
     clips: Clips = Clips()
     """How shots become clips."""
+    scores: Scores = Scores()
+    """Models that look at clips."""
     filters: Filters = Filters()
     """Which clips are rejected."""
+    duplicates: Duplicates = Duplicates()
+    """Which copies are."""
     captions: Captions = Captions()
     """Where captions come from."""
     buckets: Buckets
@@ -166,10 +140,30 @@ class CurateConfig(Config):
     """How clips are written."""
     shards: Shards = Shards()
     """How clips are gathered into files."""
+    estimation: Estimation = Estimation()
+    """How ``--estimate`` predicts a run."""
     workers: int | None = Field(None, ge=1)
     """Sources worked on at a time, one CPU each; null takes every CPU that Ray has."""
+
+    @model_validator(mode="after")
+    def _thresholds_have_scores(self) -> CurateConfig:
+        """A threshold on what nobody measures would reject nothing, silently."""
+        needs = {
+            "filters.text.max": (self.filters.text.max, self.scores.text_area, "scores.text_area"),
+            "filters.unsafe.max": (self.filters.unsafe.max, self.scores.safety, "scores.safety"),
+            "filters.aesthetic.min": (self.filters.aesthetic.min, self.scores.clip, "scores.clip"),
+            "filters.learned.min": (self.filters.learned.min, self.scores.learned, "scores.learned"),
+            "filters.caption_match.min": (self.filters.caption_match.min, self.scores.clip, "scores.clip"),
+            "duplicates.semantic.enabled": (self.duplicates.semantic.enabled or None, self.scores.clip, "scores.clip"),
+        }
+        for key, (threshold, model, name) in needs.items():
+            if threshold is not None and model is None:
+                raise ValueError(f"{key} needs {name}: give it (e.g. --set {name}={{}}) or take {key} away")
+        if self.filters.aesthetic.min is not None and self.scores.clip and self.scores.clip.aesthetic_head is None:
+            raise ValueError("filters.aesthetic.min needs scores.clip.aesthetic_head, a file")
+        return self
 
     @property
     def recipe_digest(self) -> str:
         """SHA-256 of what decides the result: all but where the input lies and how many work on it."""
-        return digest(self.model_dump(mode="json", exclude={"input", "workers", "guard"}))
+        return digest(self.model_dump(mode="json", exclude={"input", "inputs", "workers", "guard", "estimation"}))

@@ -1,125 +1,93 @@
-"""Decisions: pure functions from stored signals and thresholds to keep, or reject with a reason and the
-numbers.
+"""Decisions: pure functions from a clip's stored signals and thresholds to what it fails, in a fixed order.
 
-The order is fixed, and the first check that fails names the reason: duration, resolution, black, static,
-motion_low, motion_high, no_caption, no_bucket.
+The order is that of :class:`kineograph.store.schema.Reason`. The first check that fails names the reason; the
+others stay in ``failed``, so that one can see what a threshold costs by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from kineograph.media.geometry import Bucket, kept_fraction, needs_upscale
+from kineograph.media.geometry import assign, why_nowhere
 from kineograph.store.schema import Reason
-from pipelines.data.config import CurateConfig, Filters
-from pipelines.data.signals import Signals
+from pipelines.data.config import CurateConfig
+from pipelines.data.filters import Filters
 
 # A window is as long as its frames' stamps make it; a bucket may ask for this much more.
 TIME_TOLERANCE_S = 1e-3
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """What a decision is made from."""
-
-    is_image: bool
-    width: int
-    height: int
-    seconds: float
-    signals: Signals
-    caption: str
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rejection:
-    """Why, the value that was measured, and the threshold that it missed."""
+class Failed:
+    """A check that a clip fails: why, the value that was measured, and the threshold that it missed."""
 
     reason: Reason
     value: float
     threshold: float
 
 
-@dataclass(frozen=True)
-class Decision:
-    """A bucket, or a rejection."""
+def decide(clip: Row, config: CurateConfig) -> tuple[list[Failed], str]:
+    """All that ``clip``, a measured row, fails up to its bucket, and the name of the bucket ("" when it fails).
 
-    bucket: Bucket | None = None
-    rejection: Rejection | None = None
-
-
-def decide(candidate: Candidate, config: CurateConfig) -> Decision:
-    """Keep ``candidate`` in its best bucket, or reject it with the first reason."""
-    rejection = next(_rejections(candidate, config), None)
-    if rejection is not None:
-        return Decision(rejection=rejection)
-    bucket = best_bucket(candidate, config)
+    What needs other clips (duplicates) or a caption is checked later.
+    """
+    failed = list(_failures(clip, config))
+    x, y, width, height = clip["content"]
+    del x, y
+    seconds, image = clip["end_s"] - clip["start_s"], clip["media_type"] == "image"
+    buckets, fps = config.buckets.parsed, config.buckets.fps
+    bucket = assign(width, height, seconds, image, buckets, fps)
     if bucket is None:
-        return Decision(rejection=_fits_nowhere(candidate, config))
-    return Decision(bucket=bucket)
+        value, threshold = why_nowhere(width, height, seconds, image, buckets, fps)
+        failed.append(Failed(Reason.NO_BUCKET, value, threshold))
+    return failed, bucket.name if bucket and not failed else ""
 
 
-def _rejections(candidate: Candidate, config: CurateConfig) -> Iterator[Rejection]:
-    if not candidate.is_image and candidate.seconds < config.clips.min_seconds - TIME_TOLERANCE_S:
-        yield Rejection(Reason.DURATION, candidate.seconds, config.clips.min_seconds)
-    yield from _filter_rejections(candidate, config.filters)
-    if config.captions.require and not candidate.caption:
-        yield Rejection(Reason.NO_CAPTION, 0.0, 1.0)
+def caption_failures(clip: Row, config: CurateConfig) -> Iterator[Failed]:
+    """What is wrong with the caption of ``clip``."""
+    if config.captions.require and not clip["caption"]:
+        yield Failed(Reason.NO_CAPTION, 0.0, 1.0)
+    yield from _below(Reason.CAPTION_MATCH, clip["caption_match"], config.filters.caption_match.min)
 
 
-def _filter_rejections(candidate: Candidate, filters: Filters) -> Iterator[Rejection]:
-    side = min(candidate.width, candidate.height)
-    yield from _below(Reason.RESOLUTION, side, filters.resolution.min)
-    yield from _above(Reason.BLACK, candidate.signals.black, filters.black.max)
-    yield from _above(Reason.STATIC, candidate.signals.static, filters.static.max)
-    yield from _below(Reason.MOTION_LOW, candidate.signals.motion, filters.motion.min)
-    yield from _above(Reason.MOTION_HIGH, candidate.signals.motion, filters.motion.max)
+def _failures(clip: Row, config: CurateConfig) -> Iterator[Failed]:
+    if clip["part"]:  # what is no clip: a transition, or outside the spans that were asked for
+        yield Failed(Reason(clip["part"]), clip["end_s"] - clip["start_s"], 0.0)
+    seconds = clip["end_s"] - clip["start_s"]
+    if clip["media_type"] != "image" and seconds < config.clips.min_seconds - TIME_TOLERANCE_S:
+        yield Failed(Reason.DURATION, seconds, config.clips.min_seconds)
+    yield from _filter_failures(clip, config.filters)
 
 
-def _below(reason: Reason, value: float, least: float | None) -> Iterator[Rejection]:
+def _filter_failures(clip: Row, filters: Filters) -> Iterator[Failed]:
+    _, _, width, height = clip["content"]
+    yield from _below(Reason.RESOLUTION, min(width, height), filters.resolution.min)
+    yield from _below(Reason.ASPECT, width / height, filters.aspect.min)
+    yield from _above(Reason.ASPECT, width / height, filters.aspect.max)
+    if clip["media_type"] != "image":
+        yield from _below(Reason.FPS, clip["fps"], filters.fps.min)
+    yield from _above(Reason.BLACK, clip["black"], filters.black.max)
+    yield from _above(Reason.STATIC, clip["static"], filters.static.max)
+    yield from _below(Reason.MOTION_LOW, clip["motion"], filters.motion.min)
+    yield from _above(Reason.MOTION_HIGH, clip["motion"], filters.motion.max)
+    yield from _above(Reason.BLUR, clip["blur"], filters.blur.max)
+    yield from _above(Reason.FLASHING, clip["flashing"], filters.flashing.max)
+    yield from _above(Reason.TEXT, clip["text_area"], filters.text.max)
+    yield from _above(Reason.UNSAFE, clip["unsafe"], filters.unsafe.max)
+    yield from _below(Reason.AESTHETIC, clip["aesthetic"], filters.aesthetic.min)
+    yield from _below(Reason.LEARNED, clip["learned"], filters.learned.min)
+
+
+def _below(reason: Reason, value: float, least: float | None) -> Iterator[Failed]:
     # A value that was not measured is NaN and fails no comparison: it rejects nothing.
     if least is not None and value < least:
-        yield Rejection(reason, value, least)
+        yield Failed(reason, value, least)
 
 
-def _above(reason: Reason, value: float, most: float | None) -> Iterator[Rejection]:
+def _above(reason: Reason, value: float, most: float | None) -> Iterator[Failed]:
     if most is not None and value > most:
-        yield Rejection(reason, value, most)
-
-
-def best_bucket(candidate: Candidate, config: CurateConfig) -> Bucket | None:
-    """Where the clip keeps most of itself: share of area times share of time.
-
-    No bucket that would enlarge it or ask for more seconds than it has; images go to image buckets and videos
-    to the others. On a tie the bucket with more pixels, then the first by name.
-    """
-
-    def kept(bucket: Bucket) -> float:
-        area = kept_fraction(candidate.width, candidate.height, bucket)
-        if bucket.is_image:
-            return area
-        return area * min(1.0, bucket.seconds(config.buckets.fps) / candidate.seconds)
-
-    fitting = [
-        bucket
-        for bucket in _of_its_kind(candidate, config)
-        if not needs_upscale(candidate.width, candidate.height, bucket)
-        and bucket.seconds(config.buckets.fps) <= candidate.seconds + TIME_TOLERANCE_S
-    ]
-    # Rounded, so that the last bit of a product decides nothing.
-    return min(fitting, key=lambda b: (-round(kept(b), 9), -b.height * b.width * b.frames, b.name), default=None)
-
-
-def _of_its_kind(candidate: Candidate, config: CurateConfig) -> list[Bucket]:
-    return [bucket for bucket in config.buckets.parsed if bucket.is_image == candidate.is_image]
-
-
-def _fits_nowhere(candidate: Candidate, config: CurateConfig) -> Rejection:
-    """Too short for every bucket (in seconds), else too small for those it is long enough for (short side,
-    pixels)."""
-    buckets = _of_its_kind(candidate, config)
-    least_seconds = min((b.seconds(config.buckets.fps) for b in buckets), default=float("nan"))
-    if candidate.seconds + TIME_TOLERANCE_S < least_seconds:
-        return Rejection(Reason.NO_BUCKET, candidate.seconds, least_seconds)
-    least_side = min((min(b.height, b.width) for b in buckets), default=float("nan"))
-    return Rejection(Reason.NO_BUCKET, min(candidate.width, candidate.height), least_side)
+        yield Failed(reason, value, most)

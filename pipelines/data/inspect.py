@@ -1,4 +1,4 @@
-"""Look at a curation run: its plan, its summary in words, its report written again."""
+"""Look at a curation run: its summary in words, its report written again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import Any
 
 from kineograph.progress import duration
 from kineograph.store.manifest import MANIFEST_NAME
-from pipelines.data.ledger import Row, read_ledger, totals
-from pipelines.data.report import bucket_plan, losses, lost, write_report
+from pipelines.data.ledger import read_ledger, read_thumbnails, totals
+from pipelines.data.report import losses, write_report
+from pipelines.data.state import load_config
+from pipelines.data.times import stage_times
+
+Row = dict[str, Any]
 
 
 def rewrite_report(run: str | Path) -> Row:
@@ -21,37 +25,16 @@ def rewrite_report(run: str | Path) -> Row:
     except (OSError, ValueError, KeyError):
         digest = ""
     summary = {"run": str(run), "digest": digest, "totals": totals(sources, clips), "wall_s": None}
-    return {"run": str(run), "report": str(write_report(run, summary, sources, clips))}
-
-
-def plan_facts(run: str | Path) -> Row:
-    """Buckets with clips, seconds and share; reasons with what they cost. Raises UserError without a
-    ledger."""
-    sources, clips = read_ledger(run)
-    return {
-        "run": str(run),
-        "buckets": bucket_plan(clips),
-        "lost": lost(sources, clips),
-        "seconds": totals(sources, clips)["seconds"],
-    }
-
-
-def plan_text(facts: Row) -> str:
-    """The plan as two tables."""
-    lines = _table(
-        ("bucket", "clips", "seconds", "share"),
-        [(b["bucket"], b["clips"], f"{b['seconds']:.1f}", f"{100 * b['share']:.1f}%") for b in facts["buckets"]],
+    path = write_report(
+        run,
+        summary,
+        sources,
+        clips,
+        filters=load_config(run).filters.model_dump(mode="json"),
+        stages=stage_times(run),
+        thumbnails=lambda some: read_thumbnails(run, some),
     )
-    if facts["lost"]:
-        rows = [(r["reason"], r["sources"], r["clips"], f"{r['seconds']:.1f}") for r in facts["lost"]]
-        lines += ["", *_table(("lost", "sources", "clips", "seconds"), rows)]
-    seconds = facts["seconds"]
-    lines += [
-        "",
-        f"of {seconds['input']:.1f} s: {seconds['kept']:.1f} s kept, {seconds['unused']:.1f} s beyond "
-        f"their buckets' length, {sum(seconds['rejected'].values()):.1f} s rejected",
-    ]
-    return "\n".join(lines)
+    return {"run": str(run), "report": str(path)}
 
 
 def summary_text(summary: Row) -> str:
@@ -66,15 +49,3 @@ def summary_text(summary: Row) -> str:
             f"dataset {summary['digest'][:12]} in {summary['run']}; see {summary['run']}/report.html",
         ]
     )
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    """Left-aligned names, right-aligned numbers."""
-    cells = [head, *[tuple(str(cell) for cell in row) for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]

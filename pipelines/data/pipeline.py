@@ -9,8 +9,9 @@ child process, clips and shards go to files.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,29 +21,28 @@ from kineograph.config import parse_config
 from kineograph.errors import UserError
 from kineograph.progress import say
 from kineograph.store.commit import write_text
-from kineograph.store.manifest import MANIFEST_NAME, SUCCESS_NAME, Manifest
+from kineograph.store.manifest import MANIFEST_NAME, SUCCESS_NAME, Manifest, Shard
 from kineograph.store.schema import Reason
-from pipelines.data import ledger, report, state
+from pipelines.data import gradual, ledger, measured, report, state
 from pipelines.data.config import CurateConfig
-from pipelines.data.decide import Rejection
-from pipelines.data.encode import ClipJob, failed_path, plan_clip
-from pipelines.data.sources import list_sources
-from pipelines.data.work import analyse_source, encode_source, missing_jobs
-from pipelines.data.write import (
-    ShardPlan,
-    WrittenShard,
-    already_written,
-    plan_shards,
-    remove_stale,
-    write_planned,
-)
+from pipelines.data.decide import Failed
+from pipelines.data.encode import ClipJob, crop_for, encoded_path, failed_path, plan_clip
+from pipelines.data.inputs.sources import Source, list_sources, resolved
+from pipelines.data.selection import passing, select
+from pipelines.data.text import embed, encoder_info
+from pipelines.data.times import add_times, stage_times
+from pipelines.data.work import analyse_source, analysis_path, encode_seconds, encode_source, missing_jobs
+from pipelines.data.write import ShardPlan, already_written, plan_shards, remove_stale, write_planned
 
 Row = dict[str, Any]
 
+# Shards of no more bytes than this are written by the driver's own threads: Ray takes seconds to start.
+WRITTEN_HERE_BYTES = 2 * 2**30
+WRITING_THREADS = 4
+
 
 def curate(config: CurateConfig, input: str | Path | None, out: str | Path) -> Row:
-    """Curate the sources under ``input`` (else the recipe's) into the run directory ``out``; returns its
-    totals.
+    """Curate the sources of ``input`` (else the recipe's) into the run directory ``out``; returns its totals.
 
     The same inputs and recipe give the same manifest digest. Raises UserError when there is nothing to curate
     or nothing was kept, Failure (DiskFullError) when the work could not be done; what is done is kept either
@@ -54,13 +54,20 @@ def curate(config: CurateConfig, input: str | Path | None, out: str | Path) -> R
         raise UserError("no input: give --input DIR, or 'input:' in the recipe")
     run = Path(out)
     state.check_run_directory(run)
-    listing = list_sources(root)
-    config = config.model_copy(update={"input": str(Path(root).resolve())})
-    state.open_run(run, config)
+    listing = list_sources(root, config.inputs)
     if listing.note:
         say(listing.note)
-    state.save_sources(run, _analyse(run, config, [source.to_json() for source in listing.sources]))
-    return _finish(run, config, began)
+    return curate_sources(
+        config.model_copy(update={"input": resolved(root, config.inputs)}), listing.sources, run, began
+    )
+
+
+def curate_sources(config: CurateConfig, sources: Sequence[Source], run: Path, began: float) -> Row:
+    """As :func:`curate`, for ``sources`` that were listed."""
+    with state.locked(run):
+        state.open_run(run, config)
+        state.save_sources(run, _analyse(run, config, [source.to_json() for source in sources]))
+        return _finish(run, config, began)
 
 
 def decide(run: str | Path, overrides: Sequence[str] = ()) -> Row:
@@ -70,108 +77,135 @@ def decide(run: str | Path, overrides: Sequence[str] = ()) -> Row:
     run = Path(run)
     before = state.load_config(run)
     config = parse_config(before.model_dump(mode="json"), CurateConfig, overrides, name="recipe.yaml")
-    if config.limits != before.limits or config.input != before.input:
-        raise UserError("input and limits are not decided on stored signals: use 'kineo data run' for them")
+    for name in ("limits", "input", "inputs", "samples"):
+        if getattr(config, name) != getattr(before, name):
+            raise UserError(f"{name} is not decided on stored signals: use 'kineo data run' for it")
+    if config.transitions is not None and before.transitions is None:
+        raise UserError("transitions need frames that were not stored: use 'kineo data run' for them")
+    if before.transitions is not None and config.transitions is None:
+        raise UserError("transitions cannot be taken away from stored signals: use 'kineo data run' for that")
     state.require_analysed(run)
-    state.open_run(run, config)
-    return _finish(run, config, began)
+    with state.locked(run):
+        state.open_run(run, config)
+        return _finish(run, config, began)
 
 
 def _finish(run: Path, config: CurateConfig, began: float) -> Row:
     """From stored signals to a finished run."""
-    outcomes = state.load_outcomes(run, config)
-    duplicates = ledger.find_duplicates(outcomes)
-    sources = [ledger.source_row(outcome, duplicates.get(outcome.source.uri)) for outcome in outcomes]
-    unique = [o for o in outcomes if o.analysis is not None and o.source.uri not in duplicates]
-    clips = [row for outcome in unique for row in ledger.clip_rows(outcome, config)]
+    lines = state.load_sources(run)
+    same_bytes = ledger.exact_duplicates(lines)
+    unique = [line for line in lines if line["facts"] and line["source"]["uri"] not in same_bytes]
+    keys = _measure(run, config, unique)
+    selecting = time.monotonic()
+    rows, copies = select(run, config, unique, keys)
+    for row in passing(rows):
+        row["crop"] = crop_for(row["content"], row["bucket"])
+    add_times(run, "selected", len(rows), time.monotonic() - selecting, time.monotonic() - selecting)
 
-    kept: dict[str, list[Row]] = defaultdict(list)
-    for clip in clips:
-        if clip["decision"] == "keep":
-            kept[clip["source_id"]].append(clip)
-    jobs: dict[str, list[ClipJob]] = {}
-    for outcome in unique:
-        if outcome.analysis is not None and outcome.source_id in kept:
-            rows = kept[outcome.source_id]
-            jobs[outcome.source.path] = [plan_clip(row, outcome.analysis, config.buckets.fps) for row in rows]
-    del outcomes, unique
-    _encode(run, config, jobs)
-    keys = {job.clip_id: job.key(config.encode) for of_source in jobs.values() for job in of_source}
-    clips = [_reject_unwritten(run, clip, keys.get(clip["clip_id"])) for clip in clips]
-
-    plans = plan_shards(clips, keys, config)
-    written = _write(run, config, plans)
-    remove_stale(run, plans)
-    return _close(run, config, sources, clips, written, began)
+    jobs = {row["clip_id"]: plan_clip(row, config.buckets.fps) for row in passing(rows)}
+    _encode(run, config, unique, rows, jobs)
+    for row in passing(rows):
+        if failed_path(run, jobs[row["clip_id"]].key(config.encode)).is_file():
+            row["failed"].append(Failed(Reason.ENCODE_FAILED, 0.0, 1.0))
+            row["bucket"] = ""
+    uris = {line["source_id"]: line["source"]["uri"] for line in unique}
+    sources = [
+        ledger.source_row(
+            {**line, "encode_s": encode_seconds(run, line["source_id"])},
+            same_bytes.get(line["source"]["uri"]),
+            copies.get(line["source_id"]),
+            uris,
+        )
+        for line in lines
+    ]
+    clips = [ledger.clip_row(row, config) for row in rows]
+    shards = _write(run, config, clips, {clip_id: job.key(config.encode) for clip_id, job in jobs.items()})
+    return _close(run, config, sources, clips, shards, keys, began)
 
 
 def _analyse(run: Path, config: CurateConfig, sources: list[Row]) -> list[Row]:
     """Hash and measure every source once; its analysis is committed under work/analysis."""
-    from pipelines.data.stages import OnItem, at_a_time, run_stage
+    from pipelines.data.stages import Resources, run_stage
 
-    function = OnItem(partial(analyse_source, run=str(run.resolve()), config=config))
-    results = run_stage(
-        "analysed",
-        "sources",
-        sources,
-        # One CPU: the child decodes with one thread, for a source per core scales better than threads within
-        # one. No memory is asked of Ray: the child has a limit of its own.
-        lambda items: items.map(function, num_cpus=1, compute=at_a_time(config.workers, len(sources))),
-        config.workers,
-    )
-    return list(results)
+    # One CPU: the child decodes with one thread, for a source per core scales better than threads within
+    # one. No memory is asked of Ray: the child has a limit of its own.
+    function = partial(analyse_source, run=str(run.resolve()), config=config)
+    return run_stage(run, "analysed", "sources", sources, function, Resources(cpus=1), config.workers)
 
 
-def _encode(run: Path, config: CurateConfig, jobs: dict[str, list[ClipJob]]) -> None:
+def _measure(run: Path, config: CurateConfig, unique: list[Row]) -> list[str]:
+    """Cut the analysed sources into clips and measure them; returns the keys of the chunks, in the order of sources."""
+    chunks = measured.chunks(unique, config)
+    missing = [chunk for chunk in chunks if not measured.chunk_path(run, chunk["key"]).is_file()]
+    if not missing:
+        return [chunk["key"] for chunk in chunks]
+    from pipelines.data.stages import Resources, run_stage
+
+    folder = str(run.resolve())
+    if config.transitions:
+        settings = config.transitions
+        items = [
+            {"source_id": line["source_id"], "fps": line["facts"]["frames"] / line["facts"]["seconds"]}
+            for line in unique
+            if line["facts"]["media_type"] == "video"
+            and not gradual.scores_path(analysis_path(run, line["source_id"], config), settings).is_file()
+        ]
+        # One CPU: the network runs on one thread, so that another worker has the other core.
+        gpus = 1.0 if settings.device.startswith("cuda") else 0.0
+        function = partial(gradual.score_transitions, run=folder, config=config)
+        resources = Resources(cpus=1, gpus=gpus)
+        run_stage(run, "looked for transitions in", "sources", items, function, resources, config.workers)
+    # One CPU: a chunk is read, measured and written by one thread.
+    function = partial(measured.measure_chunk, run=folder, config=config)
+    run_stage(run, "measured", "chunks", missing, function, Resources(cpus=1), config.workers)
+    return [chunk["key"] for chunk in chunks]
+
+
+def _encode(run: Path, config: CurateConfig, unique: list[Row], rows: list[Row], jobs: dict[str, ClipJob]) -> None:
     """Decode the sources whose clips are not all there, once each, and commit their clips under
     work/clips."""
-    missing = {path: missing_jobs(run, of_source, config) for path, of_source in jobs.items()}
-    sources = [{"path": path, "jobs": [asdict(job) for job in some]} for path, some in missing.items() if some]
-    if not sources:
+    of_source: dict[str, list[ClipJob]] = defaultdict(list)
+    for row in passing(rows):
+        of_source[row["source_id"]].append(jobs[row["clip_id"]])
+    items = [
+        {"source": line["source"], "source_id": line["source_id"], "jobs": [asdict(job) for job in missing]}
+        for line in unique
+        if (missing := missing_jobs(run, of_source[line["source_id"]], config))
+    ]
+    if not items:
         return
-    from pipelines.data.stages import OnItem, at_a_time, run_stage
+    from pipelines.data.stages import Resources, run_stage
 
-    function = OnItem(partial(encode_source, run=str(run.resolve()), config=config))
-    results = run_stage(
-        "encoded",
-        "sources",
-        sources,
-        # One CPU: decoder and x264 run on one thread and take turns.
-        lambda items: items.map(function, num_cpus=1, compute=at_a_time(config.workers, len(sources))),
-        config.workers,
-    )
-    deque(results, maxlen=0)
+    # One CPU: decoder and x264 run on one thread and take turns.
+    function = partial(encode_source, run=str(run.resolve()), config=config)
+    run_stage(run, "encoded", "sources", items, function, Resources(cpus=1), config.workers)
 
 
-def _write(run: Path, config: CurateConfig, plans: list[ShardPlan]) -> list[WrittenShard]:
+def _write(run: Path, config: CurateConfig, clips: list[Row], keys: dict[str, str]) -> list[Shard]:
     """Write the shards that do not stand yet; returns all, in the order of the plan."""
-    missing = [asdict(plan) for plan in plans if already_written(run, plan) is None]
-    if missing:
-        from pipelines.data.stages import OnItem, at_a_time, run_stage
-
-        function = OnItem(partial(write_planned, run=str(run.resolve())))
-        # A process loads the encoder once, in seconds, and then writes a shard in a fraction of one: another
-        # process pays from some ten shards on.
-        processes = min(config.workers or len(missing), 1 + len(missing) // 10)
-        results = run_stage(
-            "wrote",
-            "shards",
-            missing,
-            # One CPU: the encoder runs on one thread, so that embeddings are the same to the bit.
-            lambda items: items.map(function, num_cpus=1, compute=at_a_time(processes, len(missing))),
-            config.workers,
-        )
-        deque(results, maxlen=0)
-    standing = [already_written(run, plan) for plan in plans]
-    assert all(standing), "a shard that was just written is not as planned"
-    return [shard for shard in standing if shard]
+    plans = plan_shards(clips, keys, config)
+    embed(run, [row["caption"] for plan in plans for row in plan.rows], config)
+    missing = [plan for plan in plans if already_written(run, plan) is None]
+    began = time.monotonic()
+    if sum(encoded_path(run, row["key"]).stat().st_size for plan in missing for row in plan.rows) <= WRITTEN_HERE_BYTES:
+        with ThreadPoolExecutor(WRITING_THREADS) as pool:
+            list(pool.map(lambda plan: write_planned(asdict(plan), run=str(run)), missing))
+        add_times(run, "wrote", len(missing), time.monotonic() - began, time.monotonic() - began)
+    else:
+        _write_with_ray(run, config, missing)
+    standing = [shard for plan in plans if (shard := already_written(run, plan))]
+    assert len(standing) == len(plans), "a shard that was just written is not as planned"
+    remove_stale(run, plans)
+    return standing
 
 
-def _reject_unwritten(run: Path, clip: Row, key: str | None) -> Row:
-    """``clip`` as rejected when it was to be written and could not be decoded again."""
-    if key is None or not failed_path(run, key).is_file():
-        return clip
-    return ledger.reject(clip, Rejection(Reason.ENCODE_FAILED, 0.0, 1.0))
+def _write_with_ray(run: Path, config: CurateConfig, missing: list[ShardPlan]) -> None:
+    from pipelines.data.stages import Resources, run_stage
+
+    # A quarter of a CPU: writing waits for the disk.
+    function = partial(write_planned, run=str(run.resolve()))
+    items = [asdict(plan) for plan in missing]
+    run_stage(run, "wrote", "shards", items, function, Resources(cpus=0.25), config.workers)
 
 
 def _close(
@@ -179,25 +213,41 @@ def _close(
     config: CurateConfig,
     sources: list[Row],
     clips: list[Row],
-    written: list[WrittenShard],
+    shards: list[Shard],
+    keys: list[str],
     began: float,
 ) -> Row:
     """Ledger, manifest, report, and _SUCCESS last. Raises UserError when nothing was kept."""
     totals = ledger.totals(sources, clips)
-    ledger.write_ledger(run, sources, clips)
+    thumbnails: dict[str, bytes] = {}
+    for key in keys:
+        thumbnails.update(measured.read_thumbnails(run, key))
+    ledger.write_ledger(run, sources, clips, thumbnails)
     summary = {"run": str(run), "digest": "", "totals": totals, "wall_s": round(time.monotonic() - began, 2)}
-    if not written:
+
+    def write_report() -> None:
+        report.write_report(
+            run,
+            summary,
+            sources,
+            clips,
+            filters=config.filters.model_dump(mode="json"),
+            stages=stage_times(run),
+            thumbnails=lambda some: [thumbnails.get(clip["clip_id"], b"") for clip in some],
+        )
+
+    if not shards:
         (run / MANIFEST_NAME).unlink(missing_ok=True)
-        report.write_report(run, summary, sources, clips)
+        write_report()
         raise UserError(f"nothing was kept: {report.losses(totals)}; see {run / report.REPORT_NAME}")
     manifest = Manifest(
         recipe_digest=config.recipe_digest,
-        text_encoder=written[0].text_encoder,
-        shards=tuple(shard.shard for shard in written),
+        text_encoder=encoder_info(config),
+        shards=tuple(shards),
         totals=totals,
     )
     manifest.save(run)
     summary["digest"] = manifest.digest
-    report.write_report(run, summary, sources, clips)
+    write_report()
     write_text(run / SUCCESS_NAME, manifest.digest + "\n")
     return summary

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,6 +18,7 @@ from ray.exceptions import OutOfDiskError, RayError
 from kineograph.errors import DiskFullError, Failure, KineographError, UserError, is_disk_full
 from kineograph.progress import Progress
 from kineograph.ray_session import start_ray
+from pipelines.data.times import add_times
 
 # Items of a stage lie in at most so many blocks. A block is a Ray task of about 10 ms; up to this many each
 # item is a block of its own, so that progress is seen and nothing waits behind another's long video.
@@ -27,38 +31,64 @@ DISK_FULL = "the disk is full: free some space and run the same command again, w
 Item = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What one item of a stage takes of the cluster."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    at_a_time: int | None = None
+    """Most items worked on at a time; None takes what the cluster has room for."""
+
+
 def run_stage(
+    run: Path,
     label: str,
     unit: str,
     items: Sequence[Item],
-    stage: Callable[[ray.data.Dataset], ray.data.Dataset],
+    function: Callable[[Item], Item],
+    resources: Resources,
     workers: int | None,
-) -> Iterator[Item]:
-    """Yield what ``stage``, a chain of maps with :class:`OnItem` functions, makes of ``items``, as it comes.
+) -> list[Item]:
+    """What ``function`` makes of each of ``items``, in no order; its times are added to those of ``run``.
 
-    Starts Ray with ``workers`` CPUs when it does not run yet. Raises the error for the user that a worker
-    raised, or Failure when Ray gives up.
+    Starts Ray with ``workers`` CPUs when it does not run yet. Raises the error for the user that a worker raised, or
+    Failure when Ray gives up.
     """
+    if not items:
+        return []
     start_ray(workers)
     _quieten()
+    began, busy, results = time.monotonic(), 0.0, list[Item]()
     rows = [{"item": json.dumps(item)} for item in items]
-    dataset = stage(ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)))
+    at_a_time = min(n for n in (resources.at_a_time, workers, len(items)) if n is not None)
+    limited = resources.at_a_time is not None or workers is not None
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
+        _OnItem(function),
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus or None,
+        compute=ray.data.TaskPoolStrategy(size=at_a_time if limited else None),
+    )
     try:
         with Progress(label, len(items), unit) as progress:
             for row in dataset.iter_rows():
                 if row["error"]:
                     raise _ERRORS[row["error"]](row["message"]) from WorkerTrace(row["trace"])
                 progress.update()
-                yield json.loads(row["item"])
+                busy += row["busy_s"]
+                results.append(json.loads(row["item"]))
     except RayError as error:
         raise _as_failure(label, error) from error
+    finally:
+        add_times(run, label, len(results), time.monotonic() - began, busy)
+    return results
 
 
 class WorkerTrace(Exception):
     """The trace of an exception in a worker, for --debug."""
 
 
-class OnItem:
+class _OnItem:
     """A function from item to item as one from row to row. Items travel as JSON, and errors as values.
 
     An exception that leaves a Ray task reaches the driver as text among Ray's own; a value arrives as it is.
@@ -67,24 +97,25 @@ class OnItem:
     def __init__(self, function: Callable[[Item], Item]) -> None:
         self.function = function
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+    def __call__(self, row: dict[str, str]) -> dict[str, Any]:
+        began = time.monotonic()
         try:
             result = self.function(json.loads(row["item"]))
         except KineographError as error:
             kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
-            return {"item": "", "error": kind, "message": str(error), "trace": ""}
+            return _failed(kind, str(error), "")
         except Exception as error:  # noqa: BLE001 - it is raised again where the results are read
             full = is_disk_full(error)
             what = f"a worker failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             message = DISK_FULL if full else what
             kind = DiskFullError.__name__ if full else Failure.__name__
-            return {"item": "", "error": kind, "message": message, "trace": traceback.format_exc()}
-        return {"item": json.dumps(result), "error": "", "message": "", "trace": ""}
+            return _failed(kind, message, traceback.format_exc())
+        busy = time.monotonic() - began
+        return {"item": json.dumps(result), "busy_s": busy, "error": "", "message": "", "trace": ""}
 
 
-def at_a_time(workers: int | None, items: int) -> ray.data.TaskPoolStrategy:
-    """At most ``workers`` tasks at a time, and as many as there are CPUs when it is None."""
-    return ray.data.TaskPoolStrategy(size=workers and min(workers, items))
+def _failed(kind: str, message: str, trace: str) -> dict[str, Any]:
+    return {"item": "", "busy_s": 0.0, "error": kind, "message": message, "trace": trace}
 
 
 def _as_failure(label: str, error: RayError) -> KineographError:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kineograph.config import dump_yaml, load_recipe
-from kineograph.errors import Failure, RecipeError, UserError
+from kineograph.errors import RecipeError, UserError
 from kineograph.store.commit import remove_leftovers, write_json, write_text
 from kineograph.store.manifest import SUCCESS_NAME
-from pipelines.data import signals
 from pipelines.data.config import CurateConfig
-from pipelines.data.ledger import Outcome
-from pipelines.data.sources import Source
-from pipelines.data.work import analysis_path
 
 RECIPE_NAME = "recipe.yaml"
 SOURCES_NAME = "work/sources.json"
+LOCK_NAME = ".lock"
 
 
 def check_run_directory(run: Path) -> None:
     """Raise UserError when ``run`` holds something that is no curation run."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} exists and is no directory: give another --out")
-    if run.is_dir() and any(run.iterdir()):
+    if run.is_dir() and any(path.name != LOCK_NAME for path in run.iterdir()):
         try:
             load_config(run)
         except UserError as error:
@@ -60,31 +60,21 @@ def require_analysed(run: Path) -> None:
         raise UserError(f"{run} has not been analysed to its end: run the same 'kineo data run' again")
 
 
-def load_outcomes(run: Path, config: CurateConfig) -> list[Outcome]:
-    """Every source with what was measured on it, sorted by uri. Raises Failure when a stored analysis is
-    damaged."""
+def load_sources(run: Path) -> list[dict[str, Any]]:
+    """The lines of :func:`save_sources`: source, source_id, bytes, reason, detail, analysis_s and facts, or None where
+    nothing could be measured."""
     require_analysed(run)
-    outcomes = []
-    for line in json.loads((run / SOURCES_NAME).read_text(encoding="utf-8")):
-        source, source_id = Source.from_json(line["source"]), line["source_id"]
-        if "detail" in line:  # its content was not read
-            outcomes.append(Outcome(source, source_id, line["bytes"], 0.0, None, line["reason"], line["detail"]))
-            continue
-        path = analysis_path(run, source_id, config)
+    lines: list[dict[str, Any]] = json.loads((run / SOURCES_NAME).read_text(encoding="utf-8"))
+    return lines
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold ``run`` for one process. Raises UserError when another is at work on it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / LOCK_NAME, "a") as file:
         try:
-            stored = signals.load(path)
-            analysis = signals.parse(stored["result"]) if stored["result"] else None
-        except (OSError, EOFError, ValueError, KeyError) as error:
-            raise Failure(f"{path} is damaged or gone: run the same 'kineo data run' again") from error
-        outcomes.append(
-            Outcome(
-                source,
-                source_id,
-                line["bytes"],
-                stored["analysis_s"],
-                analysis,
-                stored["reason"],
-                stored["detail"],
-            )
-        )
-    return outcomes
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another command is at work on {run}: wait for it, or give another --out") from error
+        yield

@@ -1,18 +1,16 @@
-"""Which clips stand in which shard, and writing one with the embeddings of its captions."""
+"""Which clips stand in which shard, and writing one from the files of its clips and captions."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from kineograph.config import digest
 from kineograph.errors import Failure
 from kineograph.media.geometry import Bucket
-from kineograph.models.text import encode_captions
 from kineograph.store.commit import write_json
 from kineograph.store.manifest import Shard, TextEncoderInfo
 from kineograph.store.schema import SCHEMA_VERSION
@@ -21,6 +19,7 @@ from kineograph.store.tensors import pack
 from pipelines.data.config import CurateConfig
 from pipelines.data.encode import encoded_path, used_span
 from pipelines.data.ledger import Row
+from pipelines.data.text import encoder_info, states_of, states_path
 
 
 @dataclass(frozen=True)
@@ -32,20 +31,12 @@ class ShardPlan:
     bucket: str
     rows: tuple[Row, ...]
     row_group_size: int
-    text_encoder: str
+    text_encoder: Row
 
     @property
     def key(self) -> str:
         """Names the shard's bytes: equal keys mean equal bytes."""
         return digest([SCHEMA_VERSION, asdict(self)])
-
-
-@dataclass(frozen=True)
-class WrittenShard:
-    """A shard that stands, and who encoded its captions."""
-
-    shard: Shard
-    text_encoder: TextEncoderInfo
 
 
 def plan_shards(clips: list[Row], keys: dict[str, str], config: CurateConfig) -> list[ShardPlan]:
@@ -68,7 +59,7 @@ def plan_shards(clips: list[Row], keys: dict[str, str], config: CurateConfig) ->
                     bucket=name,
                     rows=tuple(_shard_row(clip, keys[clip["clip_id"]], config.buckets.fps) for clip in rows),
                     row_group_size=config.shards.row_group_size,
-                    text_encoder=config.text_encoder,
+                    text_encoder=encoder_info(config).model_dump(),
                 )
             )
     return plans
@@ -79,7 +70,6 @@ def _shard_row(clip: Row, key: str, fps: float) -> Row:
     start_s, end_s = clip["start_s"], clip["end_s"]
     if not bucket.is_image:
         start_s, end_s = used_span(start_s, end_s, bucket, fps)
-    motion = clip["motion"]
     return {
         "clip_id": clip["clip_id"],
         "source_id": clip["source_id"],
@@ -89,8 +79,10 @@ def _shard_row(clip: Row, key: str, fps: float) -> Row:
         "num_frames": bucket.frames,
         "fps": 0.0 if bucket.is_image else fps,
         "caption": clip["caption"],
-        "aesthetic": None,
-        "motion": None if motion != motion else motion,
+        "caption_source": clip["caption_source"],
+        "labels": clip["labels"],
+        "aesthetic": _known(clip["aesthetic"]),
+        "motion": _known(clip["motion"]),
         "source_uri": clip["uri"],
         "start_s": start_s,
         "end_s": end_s,
@@ -98,13 +90,17 @@ def _shard_row(clip: Row, key: str, fps: float) -> Row:
     }
 
 
-def already_written(run: Path, plan: ShardPlan) -> WrittenShard | None:
+def _known(value: float) -> float | None:
+    return None if value != value else value
+
+
+def already_written(run: Path, plan: ShardPlan) -> Shard | None:
     """The shard of ``plan`` if it was committed before, and as planned now."""
     try:
         record = json.loads(_record_path(run, plan.path).read_text())
         if record["key"] != plan.key or (run / plan.path).stat().st_size != record["shard"]["bytes"]:
             return None
-        return WrittenShard(Shard(**record["shard"]), TextEncoderInfo(**record["text_encoder"]))
+        return Shard(**record["shard"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -123,30 +119,25 @@ def remove_stale(run: Path, plans: list[ShardPlan]) -> None:
 def write_planned(item: dict[str, Any], *, run: str) -> dict[str, Any]:
     """Commit the shard of the ShardPlan ``item`` and then, under work, its record, which is returned."""
     plan = ShardPlan(**{**item, "rows": tuple(item["rows"])})
-    encoder = _encoder(plan.text_encoder)
-    embeddings = encode_captions(encoder, [row["caption"] for row in plan.rows])
+    encoder = TextEncoderInfo(**plan.text_encoder)
     rows = []
-    for row, embedding in zip(plan.rows, embeddings, strict=True):
+    for row in plan.rows:
         values = {name: value for name, value in row.items() if name != "key"}
         video = _encoded(Path(run), row["key"])
-        rows.append({**values, "text_embedding": pack(embedding), "latent": None, "video": video})
+        states = _states(Path(run), row["caption"], encoder)
+        rows.append({**values, "text_embedding": pack(states), "latent": None, "video": video})
     shard = write_shard(Path(run), plan.path, plan.bucket, rows, plan.row_group_size)
-    info = TextEncoderInfo(name=encoder.name, width=encoder.width, max_tokens=encoder.max_tokens)
-    record = {"key": plan.key, "shard": shard.model_dump(), "text_encoder": info.model_dump()}
+    record = {"key": plan.key, "shard": shard.model_dump()}
     write_json(_record_path(Path(run), plan.path), record)
     return record
 
 
-@lru_cache(maxsize=1)
-def _encoder(name: str) -> Any:
-    """The text encoder, loaded once per process: Ray keeps a stage's processes between its tasks."""
-    import torch
-
-    from kineograph.models.text import load_text_encoder
-
-    # The number of threads may change the last bits of an embedding, and with them the dataset's version.
-    torch.set_num_threads(1)
-    return load_text_encoder(name)
+def _states(run: Path, caption: str, encoder: TextEncoderInfo) -> Any:
+    try:
+        return states_of(run, caption, encoder)
+    except (OSError, ValueError) as error:
+        states_path(run, caption, encoder.name).unlink(missing_ok=True)
+        raise Failure("the states of a caption are damaged or gone: run the same command again") from error
 
 
 def _encoded(run: Path, key: str) -> bytes:

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("startup", "analysis", "training")
+NAMES = ("startup", "analysis", "training", "hostile")
 
 
 def main(arguments: list[str]) -> int:

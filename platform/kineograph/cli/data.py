@@ -19,6 +19,8 @@ Examples:
   kineo data run demo --input raw/ --out runs/data         from raw files to shards
   kineo data decide runs/data --set filters.motion.min=0.2 other thresholds, nothing is decoded again
   kineo data plan runs/data                                what is in which bucket, what is lost and why
+  kineo data retry runs/data --reason timeout              try rejected sources again
+  kineo data grade runs/data --truth raw/truth.json        precision and recall of every filter
   kineo data verify runs/data                              are all shards as they were written?
 """
 )
@@ -63,24 +65,33 @@ def synth(
     epilog="""\b
 Examples:
   kineo data run demo --input raw/ --out runs/data
+  kineo data run default --input s3://bucket/footage --out runs/data
+  kineo data run default --input clips.csv                 a manifest: uri, caption, start, end, any label
+  kineo data run default --input footage/ --estimate       time, disk and GPU-hours of the whole, from a sample
   kineo data run recipe.yaml --set clips.max_seconds=4 --set workers=2
-  kineo data run default --input footage/ --set captions.require=false --json
 A run that was stopped goes on where it was: give the same command again.
 """
 )
 @click.argument("recipe")
-@click.option("--input", "source", type=click.Path(path_type=Path), help="Directory or file with the sources.")
+@click.option("--input", "source", help="Directory, file, glob, s3:// or gs:// URL, or manifest with the sources.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/data", show_default=True, help="Run directory.")
+@click.option("--estimate", is_flag=True, help="Run a sample and predict the whole; writes nothing to --out.")
 @set_option
 @json_option
-def run(recipe: str, source: Path | None, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def run(recipe: str, source: str | None, out: Path, estimate: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Curate sources into shards by RECIPE: a YAML file, or the name of one that ships (demo, default)."""
     from kineograph.cli.recipes import read_recipe
     from pipelines.data.config import CurateConfig
     from pipelines.data.pipeline import curate
 
     config = read_recipe("data", recipe, CurateConfig, overrides)
+    if estimate:
+        from pipelines.data.planning.estimate import estimate_text
+        from pipelines.data.planning.forecast import forecast
 
+        facts = forecast(config, source)
+        emit(facts, as_json, estimate_text(facts))
+        return
     _emit_summary(curate(config, source, out), as_json)
 
 
@@ -148,18 +159,74 @@ def verify(run: Path, as_json: bool) -> int:
 
 @data.command(
     epilog="""\b
-Example:
+Examples:
   kineo data plan runs/data
+  kineo data plan runs/data --memory 80GiB
+  kineo data plan runs/data --what-if 'sizes=[256x256x17]' --what-if fps=8
+  kineo data plan runs/data --what-if areas=[65536] --what-if aspects=[1:1,16:9] --what-if frames=[1,17]
 """
 )
 @RUN
+@click.option("--what-if", "what_if", multiple=True, metavar="KEY=VALUE", help="Other buckets; nothing is changed.")
+@click.option("--memory", help="Memory of a GPU, e.g. 80GiB: shows the batch that a training step fits in it.")
+@click.option("--model-width", type=click.IntRange(min=1), help="Width of the model trained; 1152 is STDiT-XL/2.")
+@click.option("--depth", type=click.IntRange(min=1), help="Its blocks; 28 is STDiT-XL/2.")
 @json_option
-def plan(run: Path, as_json: bool) -> None:
-    """Show what RUN holds per bucket, and what is lost and why."""
-    from pipelines.data.inspect import plan_facts, plan_text
+def plan(
+    run: Path,
+    what_if: tuple[str, ...],
+    memory: str | None,
+    model_width: int | None,
+    depth: int | None,
+    as_json: bool,
+) -> None:
+    """Show what RUN holds per bucket, and what is lost and why; or what it would hold with other buckets."""
+    from pipelines.data.planning.plan import parse_bytes, plan_facts
+    from pipelines.data.planning.plan_text import plan_text
+    from pipelines.data.planning.trainer_memory import TrainerModel
 
-    facts = plan_facts(run)
+    given = {"width": model_width, "depth": depth}
+    trainer = TrainerModel(**{key: value for key, value in given.items() if value is not None})
+    facts = plan_facts(run, what_if, parse_bytes(memory) if memory else None, trainer)
     emit(facts, as_json, plan_text(facts))
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  kineo data retry runs/data --reason timeout --set guard.wall_s=7200 --set guard.cpu_s=7200
+  kineo data retry runs/data --reason fetch_failed --reason crashed
+"""
+)
+@RUN
+@click.option("--reason", "reasons", multiple=True, required=True, help="Reason of the sources (or encode_failed).")
+@set_option
+@json_option
+def retry(run: Path, reasons: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
+    """Try the sources of RUN again that were rejected for a reason, and finish the run with them."""
+    from pipelines.data.retry import retry as try_again
+
+    _emit_summary(try_again(run, reasons, overrides), as_json)
+
+
+@data.command(
+    epilog="""\b
+Examples:
+  kineo data grade runs/data --truth raw/truth.json
+  kineo data grade runs/data --truth raw/truth.json --json
+"""
+)
+@RUN
+@click.option("--truth", required=True, type=click.Path(path_type=Path), help="truth.json of 'kineo data synth'.")
+@json_option
+def grade(run: Path, truth: Path, as_json: bool) -> int:
+    """Hold RUN against the truth of a synthetic corpus; exit 1 when a filter falls short of 0.95."""
+    from pipelines.data.exam.grade import grade as examine
+    from pipelines.data.exam.grade import grade_text
+
+    facts = examine(run, truth)
+    emit(facts, as_json, grade_text(facts))
+    return 0 if facts["holds"] else 1
 
 
 def _emit_summary(summary: dict[str, Any], as_json: bool) -> None:

@@ -39,6 +39,7 @@ CORPUS: dict[str, Any] = {
         "text": 0.01,
         "truncated": 0.02,
         "foreign": 0.02,
+        "flashing": 0.0,
     },
 }
 """What is rendered: frames so small that two cores are soon done, and some of everything that a crawl holds."""

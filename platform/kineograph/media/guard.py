@@ -67,10 +67,14 @@ def run_guarded(function: str, kwargs: Mapping[str, Any], limits: GuardLimits) -
     ended = _server().call(request) or _server().call(request) or _KILLED
     if ended.fault:
         raise MediaFault(Reason(ended.fault), ended.detail)
-    reply = json.loads(ended.answer)
-    if "fault" in reply:
-        raise MediaFault(Reason(reply["fault"]), reply["detail"])
-    return reply["result"]
+    try:  # a decoder that was taken over may write anything
+        reply = json.loads(ended.answer)
+        if "fault" not in reply:
+            return reply["result"]
+        fault = MediaFault(Reason(reply["fault"]), str(reply["detail"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MediaFault(Reason.CRASHED, "its answer makes no sense") from error
+    raise fault
 
 
 class _Server:

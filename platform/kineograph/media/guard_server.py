@@ -3,13 +3,16 @@ stdin."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import importlib
 import json
 import os
 import resource
 import select
 import signal
+import struct
 import sys
 import time
 from typing import Any
@@ -20,8 +23,17 @@ from kineograph.store.schema import Reason
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+# Machine -> its audit number (linux/audit.h) and the system calls that a child is refused: socket, execve,
+# execveat, ptrace, process_vm_writev and io_uring_setup, which can open sockets too.
+FORBIDDEN_CALLS = {
+    "x86_64": (0xC000003E, (41, 59, 322, 101, 311, 425)),
+    "aarch64": (0xC00000B7, (198, 221, 281, 117, 271, 425)),
+}
 # A child's answer may hold thumbnails or encoded clips, and no more than this.
 MAX_ANSWER_BYTES = 1 << 30
+# The server opens few files, and Popen handed it none but the pipes.
+MAX_DESCRIPTORS = 1024
 
 
 def serve() -> None:
@@ -49,7 +61,9 @@ def run_child(request: dict[str, Any], caller: int) -> Ended:
     receive, send = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(receive)
+        # A decoder that is taken over must not reach the pipe on which this server answers.
+        os.closerange(3, send)
+        os.closerange(send + 1, MAX_DESCRIPTORS)
         _be_child(function, request["kwargs"], limits, send, server)
     os.close(send)
     try:
@@ -100,7 +114,8 @@ def _judge(answer: bytes, status: int, limits: dict[str, Any]) -> Ended:
         return Ended(b"", Reason.TIMEOUT.value, f"it took more than {limits['cpu_s']:g} s of CPU time")
     if number == signal.SIGALRM:
         return Ended(b"", Reason.TIMEOUT.value, f"it took more than {limits['wall_s']:g} s of wall time")
-    how = f"signal {signal.Signals(number).name}" if number else f"exit code {os.WEXITSTATUS(status)}"
+    known = {int(n): n.name for n in signal.Signals}  # real-time signals have no name
+    how = f"signal {known.get(number, number)}" if number else f"exit code {os.WEXITSTATUS(status)}"
     return Ended(b"", Reason.CRASHED.value, f"the decoding process died with {how}")
 
 
@@ -126,14 +141,47 @@ def _confine(limits: dict[str, Any], server: int) -> None:
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if os.getppid() != server:
             os._exit(1)
+        # Where the machine runs out of memory, the kernel shall end this process and not a worker.
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+            score.write("1000")
+        _forbid_calls(libc)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     cpu = max(1, round(limits["cpu_s"]))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"], limits["memory_bytes"]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_CPU, cpu, cpu + 1)
+    _limit(resource.RLIMIT_AS, limits["memory_bytes"], limits["memory_bytes"])
+    _limit(resource.RLIMIT_FSIZE, 0, 0)
+    _limit(resource.RLIMIT_CORE, 0, 0)
+
+
+def _limit(kind: int, soft: int, hard: int) -> None:
+    """Set a resource limit; one that this machine has set lower already stays."""
+    _, most = resource.getrlimit(kind)
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def _forbid_calls(libc: Any) -> None:
+    """Make sockets and other programs impossible for this process, by a seccomp filter (man 2 seccomp), which
+    needs no rights. A kernel without it, or another machine, leaves the process as it is.
+    """
+    audit, calls = FORBIDDEN_CALLS.get(os.uname().machine, (0, ()))
+    if not calls or struct.calcsize("P") != 8:
+        return
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
+    refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000  # SECCOMP_RET_ERRNO, SECCOMP_RET_ALLOW
+    # seccomp_data holds the call's number at 0 and the machine at 4. Calls of another machine's kind (32-bit
+    # ones, and x32 from 0x40000000 on) would go by other numbers, so they are refused too.
+    # A jump's count is of the instructions that it leaps over; the last instruction is the one that refuses.
+    count = len(calls)
+    program = [(load, 0, 0, 4), (equal, 0, count + 3, audit), (load, 0, 0, 0), (at_least, count + 1, 0, 0x40000000)]
+    program += [(equal, count - i, 0, call) for i, call in enumerate(calls)]
+    program += [(give, 0, 0, allow), (give, 0, 0, refuse)]
+    filters = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
+    pointer = struct.pack("@HP", len(program), ctypes.addressof(filters))  # struct sock_fprog
+    libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(pointer), 0, 0)
 
 
 def _answer(function: Any, kwargs: dict[str, Any], limits: dict[str, Any]) -> bytes:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from kineograph.errors import UserError
-from kineograph.models.torchvision_shim import ensure_torchvision_importable
 
 BATCH = 64
 """Captions encoded at once."""
+MAX_TOKENS = 64
+"""Where captions are cut off unless said otherwise."""
 
 
 class TextEncoder(Protocol):
@@ -43,9 +43,11 @@ class MiniLM:
     name = "minilm"
     width = 384
 
-    def __init__(self, max_tokens: int = 64, device: str = "cpu") -> None:
+    def __init__(self, max_tokens: int = MAX_TOKENS, device: str = "cpu") -> None:
+        # Imported here: they take seconds, and most who ask about an encoder never encode text.
+        from kineograph.models.torchvision_shim import ensure_torchvision_importable
+
         ensure_torchvision_importable()
-        # Imported here: transformers takes seconds, and most users of models/ never encode text.
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
@@ -56,12 +58,13 @@ class MiniLM:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
 
-    @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
         """One float16 array (tokens, 384) per caption; equal captions are encoded once.
 
         Captions of equal length form a batch, so that nothing is padded and no result depends on its neighbours' length.
         """
+        import torch
+
         tokens: dict[str, list[int]] = {
             caption: list(self._tokenizer(caption, truncation=True, max_length=self.max_tokens)["input_ids"])
             for caption in dict.fromkeys(captions)
@@ -74,7 +77,9 @@ class MiniLM:
             for start in range(0, len(same_length), BATCH):
                 batch = same_length[start : start + BATCH]
                 input_ids = torch.tensor([tokens[c] for c in batch], device=self.device)
-                hidden = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).last_hidden_state
+                with torch.inference_mode():
+                    mask = torch.ones_like(input_ids)
+                    hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
                 states.update(zip(batch, hidden.half().cpu().numpy(), strict=True))
         return [states[caption] for caption in captions]
 
@@ -87,7 +92,7 @@ def minilm_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def load_text_encoder(name: str = "minilm", max_tokens: int = 64, device: str = "cpu") -> TextEncoder:
+def load_text_encoder(name: str = "minilm", max_tokens: int = MAX_TOKENS, device: str = "cpu") -> TextEncoder:
     """The encoder called ``name``. Raises UserError for a name that is not known."""
     if name != MiniLM.name:
         raise UserError(f"no text encoder {name!r}; there is: {MiniLM.name}")

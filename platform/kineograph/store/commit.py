@@ -18,20 +18,23 @@ _TEMP_MARK = ".tmp-"
 
 
 @contextmanager
-def committed(path: Path) -> Iterator[Path]:
+def committed(path: Path, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; when the block ends well, it is ``path``, durably.
 
-    On an error nothing is left behind. Raises DiskFullError when the file system is full.
+    Without ``durable`` it survives a kill but not a power cut: for small files that are made again when they cannot be
+    read. On an error nothing is left behind. Raises DiskFullError when the file system is full.
     """
     path = Path(path)
     temp = path.with_name(f"{path.name}{_TEMP_MARK}{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temp
-        with open(temp, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temp, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temp, path)
-        _fsync_dir(path.parent)
+        if durable:
+            _fsync_dir(path.parent)
     except OSError as error:
         raise disk_full(path, error) or error from error
     finally:

@@ -8,6 +8,7 @@ with its caption, beside one with several ``source_NNNNN.json`` with a caption f
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +24,13 @@ from kineograph.media.encode import encode_h264, write_mp4
 from kineograph.progress import Progress
 from kineograph.store.commit import committed, remove_leftovers, write_bytes, write_json, write_text
 from kineograph.synth.plan import BadShares, FilePlan, Shot, SynthConfig, plan_corpus
+from kineograph.synth.scene import DIRECTIONS
 from kineograph.synth.spoil import foreign_bytes, plan_frames, truncate
 
 __all__ = ["TRUTH_NAME", "BadShares", "SynthConfig", "write_corpus"]
 
 TRUTH_NAME = "truth.json"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 
 
 def write_corpus(
@@ -139,6 +141,7 @@ def _truth_of(plan: FilePlan) -> dict[str, Any]:
     """A file's row of the truth. What cannot be read of a file that is not valid is None."""
     valid = plan.kind not in ("foreign", "truncated")
     x, y = plan.bars
+    width, height = plan.inner
     scenes = _scenes(plan) if valid else []
     return {
         "path": plan.name,
@@ -147,14 +150,27 @@ def _truth_of(plan: FilePlan) -> dict[str, Any]:
         "valid": valid,
         "width": plan.width if valid else None,
         "height": plan.height if valid else None,
-        "active": [x, y, plan.width - 2 * x, plan.height - 2 * y] if valid else None,
+        "active": [x, y, width, height] if valid else None,
         "fps": float(plan.fps) if valid and plan.fps is not None else None,
         "frames": plan.num_frames if valid else None,
         "seconds": _seconds(plan.num_frames, plan.fps) if valid else None,
-        "cuts": [scene["start_frame"] for scene in scenes[1:]],
+        "cuts": [after["start_frame"] for shot, after in zip(plan.shots, scenes[1:], strict=False) if not shot.fade],
+        "transitions": _transitions(plan) if valid else [],
         "scenes": scenes,
         "duplicate_of": plan.duplicate_of,
+        "offset_s": float(plan.offset) if plan.duplicate_of else None,
     }
+
+
+def _transitions(plan: FilePlan) -> list[dict[str, Any]]:
+    """The stretches in which one scene fades into the next."""
+    spans = []
+    for shot, start, end in plan.spans():
+        if shot.fade and plan.fps:
+            begin = max(start, math.ceil((shot.end - shot.fade) * plan.fps))
+            span = {"start_frame": begin, "end_frame": end}
+            spans.append({**span, "start_s": _seconds(begin, plan.fps), "end_s": _seconds(end, plan.fps)})
+    return spans
 
 
 def _scenes(plan: FilePlan) -> list[dict[str, Any]]:
@@ -167,6 +183,8 @@ def _scenes(plan: FilePlan) -> list[dict[str, Any]]:
             "kind": shot.kind,
             "caption": shot.caption(plan.fps is None),
             "objects": _objects(shot),
+            "flashes_per_s": round(float(plan.fps or 0) / plan.flash_period, 3) if shot.kind == "flashing" else 0.0,
+            "repeats_s": _repeats(shot, plan),
         }
         for shot, start, end in plan.spans()
     ]
@@ -179,6 +197,18 @@ def _objects(shot: Shot) -> list[dict[str, str | None]]:
         {"colour": item.colour, "shape": item.shape, "direction": item.direction, "speed": item.speed}
         for item in shot.scene.objects
     ]
+
+
+def _repeats(shot: Shot, plan: FilePlan) -> float | None:
+    """Seconds after which the scene looks the same again: 0 where nothing moves, None for never."""
+    moving = [item for item in shot.scene.objects if item.direction is not None]
+    if shot.kind in ("black", "static") or not moving:
+        return 0.0
+    if len(moving) > 1 or shot.kind == "flashing":
+        return None
+    width, height = plan.inner
+    way = width if DIRECTIONS[moving[0].direction or ""][0] else height
+    return round(way / min(width, height) / moving[0].rate, 6)
 
 
 def _seconds(frames: int, fps: Fraction | None) -> float:

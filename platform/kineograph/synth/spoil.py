@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from itertools import repeat
+from fractions import Fraction
+from itertools import islice, repeat
 
 import cv2
 import numpy as np
@@ -18,29 +20,75 @@ _WORDS = ("subscribe", "now", "watch", "the", "full", "episode", "tonight", "bre
 
 def plan_frames(plan: FilePlan) -> Iterator[np.ndarray]:
     """The frames of ``plan`` in order, uint8 RGB (height, width, 3)."""
-    rate = plan.fps or 1
-    rng = np.random.default_rng([plan.seed, 3])
-    for shot, start, end in plan.spans():
-        times = np.array([float(index / rate - shot.start) for index in range(start, end)])
-        yield from _shot_frames(shot, plan, times, rng)
+    (x, y), rng = plan.bars, np.random.default_rng([plan.seed, 3])
+    for frame in _pictures(plan, rng):
+        yield np.pad(frame, ((y, y), (x, x), (0, 0))) if x or y else frame
+
+
+def _pictures(plan: FilePlan, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    rate = plan.fps or Fraction(1)
+    spans = list(plan.spans())
+    for position, (shot, start, end) in enumerate(spans):
+        frames = _shot_frames(shot, plan, _times(shot, rate, start, end), rng)
+        if not shot.fade:
+            yield from frames
+            continue
+        following = spans[position + 1][0]
+        begin = max(start, math.ceil((shot.end - shot.fade) * rate))
+        yield from islice(frames, begin - start)
+        others = _shot_frames(following, plan, _times(following, rate, begin, end), rng)
+        yield from _faded(frames, others, end - begin)
+
+
+def _times(shot: Shot, rate: Fraction, start: int, end: int) -> np.ndarray:
+    """Times of the scene, in seconds, at frames [``start``, ``end``) of the file."""
+    return np.array([float(index / rate - shot.start + shot.lead) for index in range(start, end)])
+
+
+def _faded(frames: Iterator[np.ndarray], others: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    for index, (frame, other) in enumerate(zip(frames, others, strict=True)):
+        weight = (index + 1) / (count + 1)
+        yield cv2.addWeighted(frame, 1 - weight, other, weight, 0)
 
 
 def _shot_frames(shot: Shot, plan: FilePlan, times: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    width, height = plan.width, plan.height
+    width, height = plan.inner
     if shot.kind == "black":
         return repeat(np.full((height, width, 3), int(rng.integers(0, 5)), np.uint8), len(times))
     if shot.kind == "static":
         return repeat(next(render_frames(shot.scene, width, height, times[:1])), len(times))
     if shot.kind == "blurred":
         return _blurred(shot, width, height, times)
+    frames = render_frames(shot.scene, width, height, times)
     if shot.kind == "text":
         overlay = _text_overlay(width, height, rng)
-        return (_with_text(frame, overlay) for frame in render_frames(shot.scene, width, height, times))
-    if shot.kind == "letterbox":
-        (x, y), inner = plan.bars, (width - 2 * plan.bars[0], height - 2 * plan.bars[1])
-        frames = render_frames(shot.scene, inner[0], inner[1], times)
-        return (np.pad(frame, ((y, y), (x, x), (0, 0))) for frame in frames)
-    return render_frames(shot.scene, width, height, times)
+        return (_with_text(frame, overlay) for frame in frames)
+    if shot.kind == "flashing":
+        lit = flash_frames(len(times), plan.flash_period, float(plan.fps or 1))
+        return _flashing(frames, lit, shot.scene.background.level)
+    return frames
+
+
+def flash_frames(count: int, period: int, fps: float) -> np.ndarray:
+    """Which of ``count`` frames are lit by a flash, one in ``period`` frames: bool (count,).
+
+    The first fifth of a second of a scene of two seconds or more, and the last, have none, so that it is seen
+    where the scene starts and ends.
+    """
+    margin = round(0.2 * fps) if count >= 2 * fps else 0
+    index = np.arange(count) - margin
+    return (index >= 0) & (index < count - 2 * margin) & (index % period >= period / 2)
+
+
+def _flashing(frames: Iterator[np.ndarray], lit: np.ndarray, level: int) -> Iterator[np.ndarray]:
+    # Towards white on dark grounds, and darker, though never black, on light ones: luma jumps by 80 and more.
+    for frame, flash in zip(frames, lit, strict=True):
+        if not flash:
+            yield frame
+        elif level < 140:
+            yield cv2.addWeighted(frame, 0.4, np.full_like(frame, 255), 0.6, 0)
+        else:
+            yield cv2.convertScaleAbs(frame, alpha=0.4)
 
 
 def _blurred(shot: Shot, width: int, height: int, times: np.ndarray) -> Iterator[np.ndarray]:

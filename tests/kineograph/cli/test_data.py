@@ -63,7 +63,7 @@ def test_help_loads_nothing_heavy():
         (["run", "demo", "--input", "{tmp}/raw", "--out", "{tmp}/raw"], "exists and is no curation run"),
         (["decide", "{tmp}/raw"], "is no curation run"),
         (["report", "{tmp}/raw"], "has no ledger"),
-        (["plan", "{tmp}/raw"], "has no ledger"),
+        (["plan", "{tmp}/raw"], "is no curation run"),
         (["verify", "{tmp}/raw"], "is no curation run"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,12 +24,13 @@ CONFIG = SynthConfig(
     images=0.1,
     bad=BadShares(
         exact_duplicate=0.05,
-        reencoded_duplicate=0.05,
+        reencoded_duplicate=0.1,
         static=0.05,
         black=0.05,
         letterbox=0.05,
         blurred=0.05,
         text=0.05,
+        flashing=0.05,
         truncated=0.05,
         foreign=0.125,
     ),
@@ -75,8 +77,8 @@ def test_another_seed_gives_another_corpus(folder: Path, tmp_path: Path) -> None
 
 
 def test_every_kind_is_there_in_its_share(files: list[dict[str, Any]]) -> None:
-    bad = dict.fromkeys(BadShares.model_fields, 2) | {"foreign": 5}
-    assert Counter(file["kind"] for file in files) == Counter(bad | {"image": 4, "video": 15})
+    bad = dict.fromkeys(BadShares.model_fields, 2) | {"foreign": 5, "reencoded_duplicate": 4, "dissolve": 0}
+    assert Counter(file["kind"] for file in files) == Counter(bad | {"image": 4, "video": 11})
     assert {file["detail"] for file in of_kind(files, "foreign")} == {
         "text",
         "ffconcat",
@@ -85,6 +87,8 @@ def test_every_kind_is_there_in_its_share(files: list[dict[str, Any]]) -> None:
         "zip",
     }
     assert {file["detail"] for file in of_kind(files, "truncated")} == {"no_index", "partial"}
+    copies = of_kind(files, "reencoded_duplicate")
+    assert {file["detail"] for file in copies} == {"reencoded", "bars", "shifted", "bars+shifted"}
 
 
 def test_a_decoder_finds_what_the_truth_says(folder: Path, files: list[dict[str, Any]]) -> None:
@@ -107,7 +111,8 @@ def test_a_decoder_finds_what_the_truth_says(folder: Path, files: list[dict[str,
 
 def test_the_picture_jumps_at_cuts_and_nowhere_else(folder: Path, files: list[dict[str, Any]]) -> None:
     for file in of_kind(files, "video") + of_kind(files, "reencoded_duplicate"):
-        video = decode(folder / file["path"]).astype(np.float32)
+        x, y, width, height = file["active"]
+        video = decode(folder / file["path"])[:, y : y + height, x : x + width].astype(np.float32)
         middle = np.median(video.mean(axis=-1).reshape(len(video), -1), axis=1)
         jumps = np.flatnonzero(np.abs(np.diff(middle)) > 25) + 1
         assert jumps.tolist() == file["cuts"]
@@ -155,12 +160,85 @@ def test_duplicates_name_their_original(folder: Path, files: list[dict[str, Any]
     for file in of_kind(files, "exact_duplicate"):
         original = by_path[file["duplicate_of"]]
         assert (folder / file["path"]).read_bytes() == (folder / original["path"]).read_bytes()
+        assert file["offset_s"] == 0
+
+
+def test_a_copy_shows_at_each_moment_what_its_original_shows(folder: Path, files: list[dict[str, Any]]) -> None:
+    by_path = {file["path"]: file for file in files}
     for file in of_kind(files, "reencoded_duplicate"):
         original = by_path[file["duplicate_of"]]
         assert (file["fps"], file["width"]) != (original["fps"], original["width"])
-        assert [s["caption"] for s in file["scenes"]] == [s["caption"] for s in original["scenes"]]
-        mine, theirs = decode(folder / file["path"])[0], decode(folder / original["path"])[0]
-        assert np.abs(mine.mean(axis=(0, 1)) - theirs.mean(axis=(0, 1))).max() < 4
+        x, y, width, height = file["active"]
+        assert ((x, y) != (0, 0)) == ("bars" in file["detail"])
+        mine, theirs = decode(folder / file["path"]), decode(folder / original["path"])
+        for index in range(0, len(mine), 5):
+            at = (index / file["fps"] + file["offset_s"]) * original["fps"]
+            near = [theirs[min(max(0, int(at + step)), len(theirs) - 1)] for step in (-1, 0, 1)]
+            picture = cv2.resize(mine[index, y : y + height, x : x + width], (32, 32), interpolation=cv2.INTER_AREA)
+            apart = [np.abs(cv2.resize(f, (32, 32), interpolation=cv2.INTER_AREA).astype(int) - picture) for f in near]
+            assert min(difference.mean() for difference in apart) < 6
+
+
+def test_a_shifted_copy_keeps_most_of_its_original_and_tells_of_what_it_shows(files: list[dict[str, Any]]) -> None:
+    by_path = {file["path"]: file for file in files}
+    for file in of_kind(files, "reencoded_duplicate"):
+        original, offset = by_path[file["duplicate_of"]], file["offset_s"]
+        if "shifted" not in file["detail"]:
+            assert offset == 0
+            continue
+        assert 0.3 <= offset <= 2.5
+        frame = 1 / min(file["fps"], original["fps"])
+        assert file["seconds"] >= max(1.0, 0.6 * original["seconds"]) - frame
+        left = [scene for scene in original["scenes"] if scene["end_s"] > offset + frame]
+        assert [s["caption"] for s in file["scenes"]] == [s["caption"] for s in left]
+        for mine, theirs in zip(file["scenes"], left, strict=True):
+            assert mine["start_s"] == pytest.approx(max(0, theirs["start_s"] - offset), abs=frame)
+
+
+def test_flashes_are_four_a_second_or_more_and_never_black(folder: Path, files: list[dict[str, Any]]) -> None:
+    for file in of_kind(files, "flashing"):
+        video = decode(folder / file["path"]).mean(axis=(1, 2, 3)) / 255
+        assert [scene["flashes_per_s"] > 0 for scene in file["scenes"]].count(True) == 1
+        for scene in file["scenes"]:
+            jumps = np.abs(np.diff(video[scene["start_frame"] : scene["end_frame"]])) > 0.2
+            if scene["kind"] == "flashing":
+                assert scene["flashes_per_s"] >= 4
+                seconds = scene["end_s"] - scene["start_s"]
+                assert jumps.sum() / 2 >= scene["flashes_per_s"] * (seconds - 0.4) - 1.5
+            else:
+                assert not jumps.any()
+        assert video.min() > 0.12
+
+
+def test_a_dissolve_has_no_cut_and_the_truth_tells_where_it_is(tmp_path: Path) -> None:
+    bad = BadShares(**{**dict.fromkeys(BadShares.model_fields, 0.0), "dissolve": 1.0})
+    config = SynthConfig(videos=3, max_side=176, max_seconds=5, max_scenes=2, images=0, bad=bad)
+    write_corpus(tmp_path / "raw", config, progress=False)
+    for file in json.loads((tmp_path / "raw" / "truth.json").read_text())["files"]:
+        (fade,) = file["transitions"]
+        assert (len(file["scenes"]), file["cuts"]) == (2, [])
+        assert fade["end_frame"] == file["scenes"][1]["start_frame"]
+        levels = np.median(decode(tmp_path / "raw" / file["path"]).astype(float), axis=(1, 2)).mean(axis=1)
+        steps = np.abs(np.diff(levels))
+        assert abs(levels[-1] - levels[0]) > 60
+        changing = np.flatnonzero(steps > 3) + 1
+        assert fade["start_frame"] <= changing.min()
+        assert changing.max() <= fade["end_frame"]
+        assert steps.max() < 40
+
+
+def test_a_scene_repeats_when_the_truth_says_so(folder: Path, files: list[dict[str, Any]]) -> None:
+    looked = 0
+    for file in of_kind(files, "video"):
+        scene = file["scenes"][0]
+        later = scene["start_s"] + (scene["repeats_s"] or 99.0)
+        if later < scene["end_s"] - 0.2:
+            video = decode(folder / file["path"]).astype(int)
+            again = video[round(later * file["fps"])]
+            half = video[round(later / 2 * file["fps"])]
+            assert np.abs(again - video[0]).mean() < np.abs(half - video[0]).mean() / 3
+            looked += 1
+    assert looked
 
 
 def test_spoilt_stretches_are_spoilt(folder: Path, files: list[dict[str, Any]]) -> None:

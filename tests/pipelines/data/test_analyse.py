@@ -1,5 +1,7 @@
 """What the one pass measures, on pictures whose measures are known."""
 
+import base64
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,9 @@ from kineograph.media.probe import MediaLimits
 from pipelines.data import signals
 from pipelines.data.analyse import analyse
 from pipelines.data.clips import find_cuts
-from pipelines.data.config import Cuts, Filters
+from pipelines.data.config import Cuts
+from pipelines.data.filters import Filters
+from pipelines.data.measures import blur
 
 
 def analysed(path):
@@ -127,11 +131,79 @@ def test_an_analysis_survives_its_file(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     again = signals.parse(signals.load(tmp_path / "one")["result"])
     np.testing.assert_array_equal(again.times, signals.parse(result).times)
-    assert again.thumbnails[0][1][:2] == b"\xff\xd8"
 
 
-def test_a_short_shot_has_a_thumbnail_of_its_own(tmp_path):
+def test_a_short_shot_has_a_sampled_frame_of_its_own(tmp_path):
     scenes = [tinted(panning(0), colour) for colour in ((0, 0, 0), (140, 0, 0), (0, 0, 140))]
     scenes[1] = scenes[1][:8]  # 0.4 s
     write_mp4(tmp_path / "a.mp4", np.concatenate(scenes), 20)
-    assert any(40 <= index < 48 for index, _ in analysed(tmp_path / "a.mp4").thumbnails)
+    samples = analyse(str(tmp_path / "a.mp4"), MediaLimits().model_dump())["samples"]
+    assert any(40 <= index < 48 for index, _ in samples)
+    assert base64.b64decode(samples[0][1])[:2] == b"\xff\xd8"
+
+
+def test_blur_is_that_of_skimage_and_grows_with_the_lens_out_of_focus(tmp_path):
+    import cv2
+    from skimage.measure import blur_effect
+
+    sharp = cv2.cvtColor(texture(180, 320), cv2.COLOR_RGB2GRAY)
+    pictures = [sharp, cv2.GaussianBlur(sharp, (0, 0), 3), cv2.GaussianBlur(sharp, (0, 0), 8)]
+    found = [blur(picture, steepest=0) for picture in pictures]
+    # skimage filters the borders in another way.
+    assert found == pytest.approx([blur_effect(picture / 255.0) for picture in pictures], abs=0.02)
+    assert found == sorted(found)
+    assert np.isnan(blur(np.full((90, 160), 7, np.uint8)))
+
+
+def test_bars_are_cropped_and_dark_scenery_is_not(tmp_path):
+    frames = panning(20, height=180, width=320)
+    boxed = frames.copy()
+    boxed[:, :24] = boxed[:, -24:] = 0
+    write_mp4(tmp_path / "bars.mp4", boxed, 20)
+    lopsided = frames.copy()
+    lopsided[:, -60:] = 0
+    write_mp4(tmp_path / "dark.mp4", lopsided, 20)
+    found, dark = analysed(tmp_path / "bars.mp4"), analysed(tmp_path / "dark.mp4")
+    x, y, width, height = signals.content(found, 0, found.frames, Filters())
+    assert (x, width) == (0, 320)
+    assert 24 <= y <= 28
+    assert y + height == 180 - y
+    assert signals.content(dark, 0, dark.frames, Filters()) == (0, 0, 320, 180)
+
+
+def test_the_camera_s_pan_has_a_speed_and_a_direction(tmp_path):
+    write_mp4(tmp_path / "a.mp4", panning(60), 20)  # the crop moves right, so the picture moves left
+    found = measured(tmp_path / "a.mp4")
+    assert found.pan == pytest.approx(60 / 200, rel=0.15)
+    assert found.pan_direction == pytest.approx(180, abs=10)
+
+
+def test_colour_and_contrast_are_measured(tmp_path):
+    grey = np.repeat(panning(0, seconds=1).mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
+    write_mp4(tmp_path / "grey.mp4", grey, 20)
+    write_mp4(tmp_path / "colour.mp4", panning(0, seconds=1), 20)
+    write_mp4(tmp_path / "flat.mp4", np.full_like(grey, 90), 20)
+    found = {name: measured(tmp_path / f"{name}.mp4") for name in ("grey", "colour", "flat")}
+    assert found["grey"].saturation < 0.01 < 0.05 < found["colour"].saturation
+    assert found["flat"].contrast < 0.01 < 0.1 < found["grey"].contrast
+    assert found["flat"].luma == pytest.approx(90 / 255, abs=0.01)
+
+
+@pytest.mark.parametrize(("per_second", "expected"), [(0, 0), (2, 2), (5, 5)])
+def test_flashes_are_counted_per_second(per_second, expected):
+    times = np.arange(100) / 25
+    luma = np.full(100, 0.4)
+    if per_second:
+        luma[(times * per_second) % 1 < 0.5] = 0.8
+    assert signals.flashes(luma, times) == pytest.approx(expected, abs=1)
+
+
+def test_a_slow_change_of_light_is_no_flash():
+    times = np.arange(250) / 25
+    assert signals.flashes(0.5 + 0.3 * np.sin(times), times) <= 1
+
+
+@pytest.mark.parametrize("size", [(16, 80), (17, 160), (31, 128), (100, 20)])
+def test_motion_is_measured_on_strips_too(tmp_path, size):
+    write_mp4(tmp_path / "a.mp4", panning(20, height=size[0], width=size[1]), 20)
+    assert measured(tmp_path / "a.mp4").motion > 0

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kineograph.store.schema import Reason
 from pipelines.data.clips import Span, clip_id, find_cuts, split, windows
 from pipelines.data.config import Clips, Cuts
 
@@ -15,7 +16,13 @@ def signals(difference, times=None):
     difference = np.array(difference, np.float16)
     times = np.arange(len(difference) + 1) / 10 if times is None else times
     palette = np.zeros_like(difference)
-    return SimpleNamespace(difference=difference, palette=palette, frames=len(difference), times=times, is_image=False)
+    # Every frame looks unlike every other, so that no cut is taken for a flash.
+    layout = np.arange(len(difference), dtype=np.uint8)[:, None] * 17 + np.zeros((1, 48), np.uint8)
+    frames = len(difference)
+    luma = np.full(frames, 0.5, np.float16)
+    return SimpleNamespace(
+        difference=difference, palette=palette, layout=layout, luma=luma, frames=frames, times=times, is_image=False
+    )
 
 
 steps = st.lists(st.floats(1e-3, 5), min_size=1, max_size=60)
@@ -78,3 +85,32 @@ def test_an_image_is_one_clip():
 def test_clip_ids_depend_on_content_and_span_alone():
     assert clip_id("a", Span(0, 1, 5)) == clip_id("a", Span(3, 1, 5))
     assert len({clip_id("a", Span(0, 1, 5)), clip_id("b", Span(0, 1, 5)), clip_id("a", Span(0, 1, 6))}) == 3
+
+
+def test_a_flash_is_no_cut_and_a_cut_to_another_picture_is():
+    found = signals([0, 2, 2, 90, 90, 2, 2, 2, 90, 2, 2, 2])
+    found.layout = np.array([20, 20, 20, 220, 20, 20, 20, 20, 120, 120, 120, 120], np.uint8)[:, None] + found.layout[:1]
+    assert find_cuts(found, Cuts()).tolist() == [8]
+    assert find_cuts(found, Cuts(flash_seconds=0)).tolist() == [3, 4, 8]
+
+
+def test_a_cut_into_flashes_is_found():
+    found = signals([0, 2, 2, 90, 120, 120, 120, 120, 120, 2, 2])
+    levels = np.array([140, 140, 140, 60, 200, 60, 200, 60, 200, 200, 200], np.uint8)
+    found.layout, found.luma = levels[:, None] + found.layout[:1], levels / 255
+    assert find_cuts(found, Cuts()).tolist() == [3]
+
+
+def test_transitions_are_cut_out_and_part_two_shots():
+    spans = split(signals([0] + [2] * 59), Cuts(), Clips(min_seconds=1, max_seconds=9), transitions=[(20, 26)])
+    assert spans == [Span(0, 0, 20), Span(1, 20, 26, Reason.TRANSITION), Span(1, 26, 60)]
+
+
+def test_what_a_manifest_does_not_name_is_outside_and_its_stretches_stay_apart():
+    spans = split(signals([0] + [2] * 59), Cuts(), Clips(min_seconds=1, max_seconds=9), spans=[(1.0, 3.0), (3.0, 5.0)])
+    assert spans == [
+        Span(0, 0, 10, Reason.OUTSIDE_SPAN),
+        Span(0, 10, 30),
+        Span(1, 30, 50),
+        Span(2, 50, 60, Reason.OUTSIDE_SPAN),
+    ]

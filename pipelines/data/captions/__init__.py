@@ -1,0 +1,1 @@
+"""Where a clip's caption comes from, and what binds the two."""

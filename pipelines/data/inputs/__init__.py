@@ -1,0 +1,1 @@
+"""Where sources come from: folders, globs, object stores, manifests; and remote files made local."""

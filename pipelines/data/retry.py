@@ -1,0 +1,56 @@
+"""Try again what was rejected for a reason that may have passed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kineograph.config import parse_config
+from kineograph.errors import UserError
+from kineograph.progress import say
+from kineograph.store.schema import Reason
+from pipelines.data import state
+from pipelines.data.config import CurateConfig
+from pipelines.data.pipeline import curate
+from pipelines.data.work import analysis_path
+
+# What a source can be rejected for, its duplicates aside; and the one reason of clips that lies in reading files.
+RETRIED = (
+    Reason.NOT_MEDIA,
+    Reason.CORRUPT,
+    Reason.UNREADABLE,
+    Reason.TOO_LARGE,
+    Reason.TIMEOUT,
+    Reason.CRASHED,
+    Reason.FETCH_FAILED,
+    Reason.ENCODE_FAILED,
+)
+
+
+def retry(run: str | Path, reasons: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Forget that sources of ``run`` failed for one of ``reasons``, and curate its input again; returns its totals.
+
+    Sources that gave frames are not read again, but for their hash. ``overrides`` change the recipe, e.g. a limit.
+    Raises UserError for a reason that cannot be retried, and when the run has no analysis.
+    """
+    run = Path(run)
+    known = [reason.value for reason in RETRIED]
+    for reason in reasons:
+        if reason not in known:
+            raise UserError(
+                f"{reason!r} cannot be tried again, a decision can be changed; reasons are: {', '.join(known)}"
+            )
+    config = state.load_config(run)
+    again = 0
+    for line in state.load_sources(run):
+        if line["reason"] in reasons:
+            analysis_path(run, line["source_id"], config).unlink(missing_ok=True)
+            again += 1
+    if Reason.ENCODE_FAILED.value in reasons:
+        for path in sorted((run / "work" / "clips").glob("*/*.failed")):
+            path.unlink()
+            again += 1
+    say(f"trying {again} again")
+    changed = parse_config(config.model_dump(mode="json"), CurateConfig, overrides, name="recipe.yaml")
+    return curate(changed, None, run)

@@ -1,0 +1,247 @@
+"""Have models look at clips: in batches, on the frames that were sampled in the one pass, each clip once.
+
+A batch's scores are committed as one Parquet file under a key of the model's settings, so a killed run scores no clip
+twice, and a loosened threshold has only those scored that it lets in.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kineograph.config import Config, digest
+from kineograph.store.commit import committed, sha256_file
+from pipelines.data.config import CurateConfig
+from pipelines.data.scores.base import ClipFrames, Scorer
+from pipelines.data.work import analysis_path, samples_path
+
+if TYPE_CHECKING:
+    from pipelines.data.stages import Resources
+
+Row = dict[str, Any]
+
+# Part of the key under which scores are kept: raise it when a scorer gives other values for the same settings.
+SCORING_VERSION = 1
+# Clips of a batch: what is lost when a worker is killed, and a few of the models' own batches.
+BATCH_CLIPS = 64
+# Settings that change how fast a score is made and not what it is.
+_SPEED = {"device", "batch_size", "dtype"}
+MODELS = ("text_area", "safety", "learned", "clip", "captions")
+
+
+def settings_of(model: str, config: CurateConfig) -> Config | None:
+    """The settings of one of MODELS; None when it is not used."""
+    settings: Config | None = config.captions.model if model == "captions" else getattr(config.scores, model)
+    return settings
+
+
+def score(run: Path, model: str, clips: Sequence[Row], config: CurateConfig) -> dict[str, Row]:
+    """clip_id -> what ``model`` says of each of ``clips``; scores those that have none yet.
+
+    Raises UserError when the model cannot be loaded.
+    """
+    settings = settings_of(model, config)
+    if settings is None or not clips:
+        return {}
+    folder = scores_folder(run, model, settings, config)
+    known = read_scores(folder)
+    missing = [clip for clip in clips if score_key(clip) not in known]
+    if missing:
+        _score_missing(run, model, settings, missing, folder, config)
+        known = read_scores(folder)
+    return {clip["clip_id"]: known[score_key(clip)] for clip in clips}
+
+
+def score_key(clip: Row) -> str:
+    """Names what a model saw: the clip and the part of its picture that is no bar."""
+    return f"{clip['clip_id']}:{','.join(str(side) for side in clip['content'])}"
+
+
+def scores_folder(run: Path, model: str, settings: Config, config: CurateConfig) -> Path:
+    """Where the scores of ``model`` under ``settings`` are kept, a file per batch."""
+    raw = settings.model_dump(mode="json", exclude=_SPEED)
+    files = [_content(value) for value in raw.values() if isinstance(value, str)]
+    key = digest([SCORING_VERSION, raw, [found for found in files if found], config.samples.model_dump()])
+    return run / "work" / "scores" / f"{model}-{key[:16]}"
+
+
+def _content(value: str) -> str:
+    """Hash of the file or folder that a setting names; "" when it names none. Other weights are another model."""
+    path = Path(value.removeprefix("local-dir:"))
+    if path.is_file():
+        return sha256_file(path)
+    if path.is_dir():
+        return digest([[file.name, sha256_file(file)] for file in sorted(path.iterdir()) if file.is_file()])
+    return ""
+
+
+def read_scores(folder: Path) -> dict[str, Row]:
+    """score_key -> columns, of all batches in ``folder``."""
+    known: dict[str, Row] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            if "embedding" in row:
+                row["embedding"] = np.frombuffer(row["embedding"], np.float32)
+            known[row.pop("key")] = row
+    return known
+
+
+def _score_missing(
+    run: Path, model: str, settings: Config, missing: list[Row], folder: Path, config: CurateConfig
+) -> None:
+    from pipelines.data.stages import run_stage
+
+    names = ("clip_id", "source_id", "start_frame", "end_frame", "content", "width", "height", "caption")
+    items: list[Row] = [
+        {"clips": [{name: clip[name] for name in names} for clip in missing[start : start + BATCH_CLIPS]]}
+        for start in range(0, len(missing), BATCH_CLIPS)
+    ]
+    for item in items:
+        item["folder"] = str(folder.resolve())
+    function = partial(score_batch, run=str(run.resolve()), model=model, config=config)
+    label = "captioned" if model == "captions" else f"scored {model}"
+    run_stage(run, label, "batches", items, function, _resources(settings, items), config.workers)
+
+
+def _resources(settings: Config, items: Sequence[Row]) -> Resources:
+    from pipelines.data.stages import Resources
+
+    on_gpu = str(getattr(settings, "device", "cpu")).startswith("cuda")
+    return Resources(
+        cpus=1,  # models run on one thread, so that another worker has the other core
+        gpus=1.0 if on_gpu else 0.0,  # a model on a GPU has it alone: its weights fill a good part of the memory
+        at_a_time=1 + len(items) // 4,  # a process loads its model in seconds: another one pays from some batches on
+    )
+
+
+def match_captions(run: Path, clips: Sequence[Row], config: CurateConfig) -> dict[str, float]:
+    """clip_id -> cosine of its caption and its picture, for those of ``clips`` that have a caption and an embedding."""
+    settings = config.scores.clip
+    captioned = [clip for clip in clips if clip["caption"] and clip.get("embedding") is not None]
+    if settings is None or not captioned:
+        return {}
+    folder = scores_folder(run, "match", settings, config)
+    known = read_scores(folder)
+    missing = [clip for clip in captioned if clip["caption_hash"] not in known]
+    if missing:
+        from pipelines.data.stages import run_stage
+
+        items = [
+            {
+                "hashes": [clip["caption_hash"] for clip in some],
+                "captions": [clip["caption"] for clip in some],
+                "folder": str(folder.resolve()),
+                "embeddings": [base64.b64encode(clip["embedding"].tobytes()).decode() for clip in some],
+            }
+            for some in (missing[start : start + BATCH_CLIPS] for start in range(0, len(missing), BATCH_CLIPS))
+        ]
+        function = partial(match_batch, run=str(run.resolve()), config=config)
+        run_stage(run, "matched captions", "batches", items, function, _resources(settings, items), config.workers)
+        known = read_scores(folder)
+    return {clip["clip_id"]: known[clip["caption_hash"]]["caption_match"] for clip in captioned}
+
+
+def match_batch(item: Row, *, run: str, config: CurateConfig) -> Row:
+    """Commit how well the captions of one batch match their embeddings."""
+    settings = config.scores.clip
+    assert settings is not None
+    scorer: Any = _scorer("clip", settings.model_dump_json())
+    embeddings = [np.frombuffer(base64.b64decode(text), np.float32) for text in item["embeddings"]]
+    found = scorer.match(item["captions"], embeddings)
+    rows = [{"key": key, "caption_match": value} for key, value in zip(item["hashes"], found, strict=True)]
+    _commit(Path(item["folder"]), rows)
+    return {"clips": len(rows)}
+
+
+def score_batch(item: Row, *, run: str, model: str, config: CurateConfig) -> Row:
+    """Commit the scores of the clips of one batch."""
+    settings = settings_of(model, config)
+    assert settings is not None
+    scorer = _scorer(model, settings.model_dump_json())
+    clips = [clip_frames(Path(run), clip, config) for clip in item["clips"]]
+    rows = []
+    for clip, found in zip(item["clips"], scorer(clips), strict=True):
+        values = {n: v.astype(np.float32).tobytes() if isinstance(v, np.ndarray) else v for n, v in found.items()}
+        rows.append({"key": score_key(clip), **values})
+    _commit(Path(item["folder"]), rows)
+    return {"clips": len(rows)}
+
+
+def _commit(folder: Path, rows: list[Row]) -> None:
+    with committed(folder / f"{digest([row['key'] for row in rows])[:24]}.parquet") as temp:
+        pq.write_table(pa.Table.from_pylist(rows), temp)
+
+
+def clip_frames(run: Path, clip: Row, config: CurateConfig) -> ClipFrames:
+    """The sampled frames of ``clip`` without bars: those within it, else the nearest one."""
+    path = samples_path(analysis_path(run, clip["source_id"], config))
+    indices, jpegs = _samples(str(path))
+    inside = np.flatnonzero((indices >= clip["start_frame"]) & (indices < clip["end_frame"]))
+    if not len(inside):
+        middle = (clip["start_frame"] + clip["end_frame"]) / 2
+        inside = np.array([np.abs(indices - middle).argmin()])
+    frames = tuple(_picture(jpegs[i], clip) for i in inside)
+    return ClipFrames(clip["clip_id"], clip["caption"], frames)
+
+
+@lru_cache(maxsize=4)
+def _samples(path: str) -> tuple[np.ndarray, list[bytes]]:
+    """Frame indices and JPEGs of one source; neighbouring clips are of the same."""
+    table = pq.read_table(path)
+    return table["frame"].to_numpy(), table["jpeg"].to_pylist()
+
+
+def _picture(jpeg: bytes, clip: Row) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None, "a sampled frame is no JPEG"
+    scale_x, scale_y = image.shape[1] / clip["width"], image.shape[0] / clip["height"]
+    x, y, width, height = clip["content"]
+    left, top = round(x * scale_x), round(y * scale_y)
+    right, bottom = max(left + 1, round((x + width) * scale_x)), max(top + 1, round((y + height) * scale_y))
+    return cv2.cvtColor(image[top:bottom, left:right], cv2.COLOR_BGR2RGB)
+
+
+def _loader(model: str) -> Callable[[str], Scorer]:
+    """What makes the scorer of ``model`` from its settings as JSON."""
+    if model == "text_area":
+        from pipelines.data.scores.text_area import TextArea, TextAreaScorer
+
+        return lambda settings: TextAreaScorer(TextArea.model_validate_json(settings))
+    if model == "safety":
+        from pipelines.data.scores.safety import Safety, SafetyScorer
+
+        return lambda settings: SafetyScorer(Safety.model_validate_json(settings))
+    if model == "learned":
+        from pipelines.data.scores.learned import Learned, LearnedScorer
+
+        return lambda settings: LearnedScorer(Learned.model_validate_json(settings))
+    if model == "clip":
+        from pipelines.data.scores.clip import ClipModel, ClipScorer
+
+        return lambda settings: ClipScorer(ClipModel.model_validate_json(settings))
+    from pipelines.data.captions.config import CaptionModel
+    from pipelines.data.captions.model import ModelCaptioner
+
+    return lambda settings: ModelCaptioner(CaptionModel.model_validate_json(settings))
+
+
+_loaded: dict[tuple[str, str], Scorer] = {}
+
+
+def _scorer(model: str, settings: str) -> Scorer:
+    """The scorer, loaded once per process: Ray keeps a stage's processes between its tasks."""
+    import torch
+
+    torch.set_num_threads(1)
+    if (model, settings) not in _loaded:
+        _loaded.clear()  # the model of an earlier stage is not needed again
+        _loaded[model, settings] = _loader(model)(settings)
+    return _loaded[model, settings]
