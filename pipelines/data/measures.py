@@ -211,7 +211,7 @@ def blur(luma: np.ndarray, steepest: float = STEEPEST) -> float:
         soft = np.abs(cv2.Sobel(again, cv2.CV_32F, *order))[2:-1, 2:-1]
         if not sharp.size or not sharp.any():
             continue
-        edges = sharp >= steepest * np.quantile(sharp, 0.999)
+        edges = sharp >= steepest * np.quantile(sharp[::2, ::2], 0.999)  # a quarter of the pixels says as much
         found.append(1 - float(np.maximum(sharp - soft, 0)[edges].sum() / sharp[edges].sum()))
     return max(found, default=float("nan"))
 

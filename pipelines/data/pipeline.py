@@ -23,7 +23,7 @@ from kineograph.progress import say
 from kineograph.store.commit import write_text
 from kineograph.store.manifest import MANIFEST_NAME, SUCCESS_NAME, Manifest, Shard
 from kineograph.store.schema import Reason
-from pipelines.data import gradual, ledger, measured, report, state
+from pipelines.data import gradual, ledger, measured, report, scoring, state
 from pipelines.data.config import CurateConfig
 from pipelines.data.decide import Failed
 from pipelines.data.encode import ClipJob, crop_for, encoded_path, failed_path, plan_clip
@@ -31,7 +31,14 @@ from pipelines.data.inputs.sources import Source, list_sources, resolved
 from pipelines.data.selection import passing, select
 from pipelines.data.text import embed, encoder_info
 from pipelines.data.times import add_times, stage_times
-from pipelines.data.work import analyse_source, analysis_path, encode_seconds, encode_source, missing_jobs
+from pipelines.data.work import (
+    analyse_source,
+    analysed_before,
+    analysis_path,
+    encode_seconds,
+    encode_source,
+    missing_jobs,
+)
 from pipelines.data.write import ShardPlan, already_written, plan_shards, remove_stale, write_planned
 
 Row = dict[str, Any]
@@ -39,6 +46,8 @@ Row = dict[str, Any]
 # Shards of no more bytes than this are written by the driver's own threads: Ray takes seconds to start.
 WRITTEN_HERE_BYTES = 2 * 2**30
 WRITING_THREADS = 4
+# Sources asked at a time whether they have changed: a request each where they are remote.
+ASKED_AT_ONCE = 32
 
 
 def curate(config: CurateConfig, input: str | Path | None, out: str | Path) -> Row:
@@ -64,6 +73,7 @@ def curate(config: CurateConfig, input: str | Path | None, out: str | Path) -> R
 
 def curate_sources(config: CurateConfig, sources: Sequence[Source], run: Path, began: float) -> Row:
     """As :func:`curate`, for ``sources`` that were listed."""
+    scoring.check_models(config)
     with state.locked(run):
         state.open_run(run, config)
         state.save_sources(run, _analyse(run, config, [source.to_json() for source in sources]))
@@ -84,6 +94,7 @@ def decide(run: str | Path, overrides: Sequence[str] = ()) -> Row:
         raise UserError("transitions need frames that were not stored: use 'kineo data run' for them")
     if before.transitions is not None and config.transitions is None:
         raise UserError("transitions cannot be taken away from stored signals: use 'kineo data run' for that")
+    scoring.check_models(config)
     state.require_analysed(run)
     with state.locked(run):
         state.open_run(run, config)
@@ -125,12 +136,20 @@ def _finish(run: Path, config: CurateConfig, began: float) -> Row:
 
 def _analyse(run: Path, config: CurateConfig, sources: list[Row]) -> list[Row]:
     """Hash and measure every source once; its analysis is committed under work/analysis."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        before = list(pool.map(lambda source: analysed_before(source, run, config), sources))
+    known = [line for line in before if line]
+    new = [source for source, line in zip(sources, before, strict=True) if line is None]
+    if known:
+        say(f"{len(known)} of {len(sources)} sources have not changed since they were analysed")
+    if not new:
+        return known
     from pipelines.data.stages import Resources, run_stage
 
     # One CPU: the child decodes with one thread, for a source per core scales better than threads within
     # one. No memory is asked of Ray: the child has a limit of its own.
     function = partial(analyse_source, run=str(run.resolve()), config=config)
-    return run_stage(run, "analysed", "sources", sources, function, Resources(cpus=1), config.workers)
+    return known + run_stage(run, "analysed", "sources", new, function, Resources(cpus=1), config.workers)
 
 
 def _measure(run: Path, config: CurateConfig, unique: list[Row]) -> list[str]:

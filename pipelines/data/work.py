@@ -4,6 +4,7 @@ pipeline."""
 from __future__ import annotations
 
 import base64
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from pipelines.data.analyse import ANALYSIS_VERSION
 from pipelines.data.config import CurateConfig
 from pipelines.data.duplicates.fingerprint import FINGERPRINT_VERSION
 from pipelines.data.encode import ClipJob, encoded_path, failed_path
-from pipelines.data.inputs.remote import local_copy, scratch_folder
+from pipelines.data.inputs.remote import local_copy, scratch_folder, version_of
 from pipelines.data.inputs.sources import Source
 
 Item = dict[str, Any]
@@ -50,20 +51,50 @@ def tiny_path(analysis: Path) -> Path:
     return analysis.with_name(analysis.name.replace(".json.gz", ".tiny"))
 
 
+def analysed_before(source: Item, run: Path, config: CurateConfig) -> Item | None:
+    """The line of :func:`analyse_source` for a source that has not changed since it gave one; None when it must be read.
+
+    Reads nothing of the source: its size and times, or one request to its store, say whether it has changed.
+    """
+    try:
+        record = json.loads(_record_path(run, source).read_text())
+        line = record["line"]
+        limits_matter = line["reason"] in (Reason.TIMEOUT.value, Reason.CRASHED.value)
+        if limits_matter and record["guard"] != config.guard.model_dump():
+            return None
+        if not analysis_path(run, line["source_id"], config).is_file():
+            return None
+        version = version_of(source["path"], config.inputs)
+        return {**line, "source": source} if version and version == record["version"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _record_path(run: Path, source: Item) -> Path:
+    """Where the line of a source is kept, with what tells that its file has changed."""
+    name = digest(["path", source["path"]])
+    return run / "work" / "identity" / name[:2] / f"{name}.json"
+
+
 def analyse_source(source: Item, *, run: str, config: CurateConfig) -> Item:
-    """Hash the file of ``source`` and measure it, unless that was done before; returns its line of
+    """Hash the file of ``source`` and measure it, unless its content was measured before; returns its line of
     work/sources.json.
 
     A file that gives nothing is no error: the reason is part of what is returned. Raises DiskFullError.
     """
-    scratch = scratch_folder(Path(run), config.inputs)
+    folder = Path(run)
+    version = version_of(source["path"], config.inputs)
+    scratch = scratch_folder(folder, config.inputs)
     try:
         with local_copy(source["path"], scratch, config.inputs, config.limits.max_bytes) as path:
-            return _analyse_file(source, path, Path(run), config)
+            line = _analyse_file(source, path, folder, config)
     except MediaFault as fault:
         return _unread(source, fault)
     except OSError as error:
         return _unread(source, MediaFault(Reason.UNREADABLE, error.strerror or "it cannot be read"))
+    with committed(_record_path(folder, source), durable=False) as temp:
+        temp.write_text(json.dumps({"version": version, "guard": config.guard.model_dump(), "line": line}))
+    return line
 
 
 def _analyse_file(source: Item, path: Path, run: Path, config: CurateConfig) -> Item:

@@ -56,6 +56,21 @@ def local_copy(path: str | Path, scratch: Path, config: Inputs, max_bytes: int) 
         yield copy
 
 
+def version_of(path: str | Path, config: Inputs) -> str:
+    """What changes when the content of ``path`` does, without reading it: size, time and inode of a local file, one
+    request for a remote one. "" when it cannot be told."""
+    location = locate(path, config)
+    try:
+        if not location.scheme:
+            status = os.stat(location.path)
+            return digest([status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev])[:32]
+        info = _guarded(lambda: file_system(location.scheme, config).info(location.path))
+    except (OSError, _Transient):
+        return ""
+    known = [key for key in _VERSION_KEYS if info.get(key) is not None and key != "size"]
+    return _version(info) if known else ""
+
+
 class _Fetch:
     """One remote file on its way here."""
 
