@@ -17,7 +17,7 @@ from pipelines.data.duplicates.fingerprint import Fingerprints
 from pipelines.data.measures import BlurSamples, FrameScores, MotionSamples, SampledFrames, to_json
 
 # Part of the key under which an analysis is kept: raise it when a measure changes.
-ANALYSIS_VERSION = 2
+ANALYSIS_VERSION = 4
 # Long side in pixels of the frames that are measured, and of those whose blur is.
 SMALL_SIDE = 160
 BLUR_SIDE = 320

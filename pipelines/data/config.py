@@ -14,6 +14,7 @@ from pipelines.data.duplicates.perceptual import PerceptualDuplicates
 from pipelines.data.duplicates.semantic import SemanticDuplicates
 from pipelines.data.filters import Filters
 from pipelines.data.inputs.locations import Inputs
+from pipelines.data.latents import Latents
 from pipelines.data.planning.buckets import Buckets
 from pipelines.data.planning.estimate import Estimation
 from pipelines.data.scores.clip import ClipModel
@@ -93,6 +94,16 @@ class Encode(Config):
     crops."""
     preset: str = "veryfast"
     """x264's preset; at bucket sizes slower ones save little."""
+    video: bool = True
+    """Whether the shards hold the clips as H.264."""
+    latents: Latents | None = None
+    """Whether they hold latents of the clips, and of which autoencoder; null writes none."""
+
+    @model_validator(mode="after")
+    def _something_is_written(self) -> Encode:
+        if not self.video and self.latents is None:
+            raise ValueError("shards need videos or latents: set video=true, or latents={}")
+        return self
 
 
 class Shards(Config):
@@ -158,7 +169,8 @@ class CurateConfig(Config):
         }
         for key, (threshold, model, name) in needs.items():
             if threshold is not None and model is None:
-                raise ValueError(f"{key} needs {name}: give it (e.g. --set {name}={{}}) or take {key} away")
+                example = "{model: FOLDER, label: NAME}" if name == "scores.learned" else "{}"
+                raise ValueError(f"{key} needs {name}: give it (e.g. --set '{name}={example}') or take {key} away")
         if self.filters.aesthetic.min is not None and self.scores.clip and self.scores.clip.aesthetic_head is None:
             raise ValueError("filters.aesthetic.min needs scores.clip.aesthetic_head, a file")
         return self

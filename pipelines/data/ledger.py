@@ -27,10 +27,16 @@ ROWS_PER_PART = 20_000
 
 
 def exact_duplicates(lines: Sequence[Row]) -> dict[str, Row]:
-    """uri -> the line of the source with the same bytes that stands for it: the first by uri of each group."""
+    """uri -> the line of the source with the same bytes that stands for it: of each group one that has a caption, and of
+    those one that is wanted whole, the first by uri."""
     first: dict[str, Row] = {}
     duplicates = {}
-    for line in sorted(lines, key=lambda line: line["source"]["uri"]):
+
+    def worth(line: Row) -> tuple[bool, bool, str]:
+        source = line["source"]
+        return not source.get("captions"), bool(source.get("spans")), source["uri"]
+
+    for line in sorted(lines, key=worth):
         kept = first.setdefault(line["source_id"], line)
         if kept is not line:
             duplicates[line["source"]["uri"]] = kept

@@ -28,6 +28,7 @@ from pipelines.data.config import CurateConfig
 from pipelines.data.decide import Failed
 from pipelines.data.encode import ClipJob, crop_for, encoded_path, failed_path, plan_clip
 from pipelines.data.inputs.sources import Source, list_sources, resolved
+from pipelines.data.latents import Encoded, WrittenClip, check_latents, encode_latents
 from pipelines.data.selection import passing, select
 from pipelines.data.text import embed, encoder_info
 from pipelines.data.times import add_times, stage_times
@@ -39,7 +40,7 @@ from pipelines.data.work import (
     encode_source,
     missing_jobs,
 )
-from pipelines.data.write import ShardPlan, already_written, plan_shards, remove_stale, write_planned
+from pipelines.data.write import ShardPlan, already_written, plan_shards, remove_stale, shard_bytes, write_planned
 
 Row = dict[str, Any]
 
@@ -74,6 +75,7 @@ def curate(config: CurateConfig, input: str | Path | None, out: str | Path) -> R
 def curate_sources(config: CurateConfig, sources: Sequence[Source], run: Path, began: float) -> Row:
     """As :func:`curate`, for ``sources`` that were listed."""
     scoring.check_models(config)
+    check_latents(config.encode.latents, config.buckets.parsed)
     with state.locked(run):
         state.open_run(run, config)
         state.save_sources(run, _analyse(run, config, [source.to_json() for source in sources]))
@@ -95,6 +97,7 @@ def decide(run: str | Path, overrides: Sequence[str] = ()) -> Row:
     if before.transitions is not None and config.transitions is None:
         raise UserError("transitions cannot be taken away from stored signals: use 'kineo data run' for that")
     scoring.check_models(config)
+    check_latents(config.encode.latents, config.buckets.parsed)
     state.require_analysed(run)
     with state.locked(run):
         state.open_run(run, config)
@@ -130,8 +133,10 @@ def _finish(run: Path, config: CurateConfig, began: float) -> Row:
         for line in lines
     ]
     clips = [ledger.clip_row(row, config) for row in rows]
-    shards = _write(run, config, clips, {clip_id: job.key(config.encode) for clip_id, job in jobs.items()})
-    return _close(run, config, sources, clips, shards, keys, began)
+    encoded = {clip_id: job.key(config.encode) for clip_id, job in jobs.items()}
+    latents = _encode_latents(run, config, clips, encoded)
+    shards = _write(run, config, clips, encoded, latents)
+    return _close(run, config, sources, clips, shards, latents, keys, began)
 
 
 def _analyse(run: Path, config: CurateConfig, sources: list[Row]) -> list[Row]:
@@ -173,7 +178,7 @@ def _measure(run: Path, config: CurateConfig, unique: list[Row]) -> list[str]:
         gpus = 1.0 if settings.device.startswith("cuda") else 0.0
         function = partial(gradual.score_transitions, run=folder, config=config)
         resources = Resources(cpus=1, gpus=gpus)
-        run_stage(run, "looked for transitions in", "sources", items, function, resources, config.workers)
+        run_stage(run, "found transitions", "sources", items, function, resources, config.workers)
     # One CPU: a chunk is read, measured and written by one thread.
     function = partial(measured.measure_chunk, run=folder, config=config)
     run_stage(run, "measured", "chunks", missing, function, Resources(cpus=1), config.workers)
@@ -200,13 +205,24 @@ def _encode(run: Path, config: CurateConfig, unique: list[Row], rows: list[Row],
     run_stage(run, "encoded", "sources", items, function, Resources(cpus=1), config.workers)
 
 
-def _write(run: Path, config: CurateConfig, clips: list[Row], keys: dict[str, str]) -> list[Shard]:
+def _encode_latents(run: Path, config: CurateConfig, clips: list[Row], keys: dict[str, str]) -> Encoded | None:
+    """Latents of the kept clips, from what was written of them."""
+    kept = [(clip, keys[clip["clip_id"]]) for clip in clips if clip["decision"] == "keep"]
+    written = [
+        WrittenClip(clip["clip_id"], key, encoded_path(Path(), key).as_posix(), clip["bucket"]) for clip, key in kept
+    ]
+    return encode_latents(run, config.encode.latents, written, config.workers)
+
+
+def _write(
+    run: Path, config: CurateConfig, clips: list[Row], keys: dict[str, str], latents: Encoded | None
+) -> list[Shard]:
     """Write the shards that do not stand yet; returns all, in the order of the plan."""
-    plans = plan_shards(clips, keys, config)
+    plans = plan_shards(clips, keys if config.encode.video else {}, config, latents.keys if latents else {})
     embed(run, [row["caption"] for plan in plans for row in plan.rows], config)
     missing = [plan for plan in plans if already_written(run, plan) is None]
     began = time.monotonic()
-    if sum(encoded_path(run, row["key"]).stat().st_size for plan in missing for row in plan.rows) <= WRITTEN_HERE_BYTES:
+    if sum(shard_bytes(run, plan) for plan in missing) <= WRITTEN_HERE_BYTES:
         with ThreadPoolExecutor(WRITING_THREADS) as pool:
             list(pool.map(lambda plan: write_planned(asdict(plan), run=str(run)), missing))
         add_times(run, "wrote", len(missing), time.monotonic() - began, time.monotonic() - began)
@@ -233,6 +249,7 @@ def _close(
     sources: list[Row],
     clips: list[Row],
     shards: list[Shard],
+    latents: Encoded | None,
     keys: list[str],
     began: float,
 ) -> Row:
@@ -262,6 +279,8 @@ def _close(
     manifest = Manifest(
         recipe_digest=config.recipe_digest,
         text_encoder=encoder_info(config),
+        video=config.encode.video,
+        autoencoder=latents.autoencoder if latents else None,
         shards=tuple(shards),
         totals=totals,
     )

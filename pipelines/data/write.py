@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kineograph.config import digest
@@ -18,14 +20,15 @@ from kineograph.store.shards import write_shard
 from kineograph.store.tensors import pack
 from pipelines.data.config import CurateConfig
 from pipelines.data.encode import encoded_path, used_span
+from pipelines.data.latents import latent_path, read_latent
 from pipelines.data.ledger import Row
 from pipelines.data.text import encoder_info, states_of, states_path
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to be: where, and its rows without video and embedding, which come from files and the
-    encoder."""
+    """One shard to be: where, and its rows with the keys of what comes from files: ``key`` of the video, ``latent``, and
+    the caption of the embedding; a key that is None stands for a column that is not written."""
 
     path: str
     bucket: str
@@ -39,10 +42,15 @@ class ShardPlan:
         return digest([SCHEMA_VERSION, asdict(self)])
 
 
-def plan_shards(clips: list[Row], keys: dict[str, str], config: CurateConfig) -> list[ShardPlan]:
+def plan_shards(
+    clips: list[Row],
+    keys: Mapping[str, str],
+    config: CurateConfig,
+    latents: Mapping[str, str] = MappingProxyType({}),
+) -> list[ShardPlan]:
     """Kept clips by bucket in the order of their ids, ``config.shards.rows`` to a shard.
 
-    ``keys``: clip_id -> key of its encoded bytes.
+    ``keys``: clip_id -> key of its encoded bytes, ``latents``: of its latent; a clip that is not in one has none.
     """
     buckets: dict[str, list[Row]] = defaultdict(list)
     for clip in clips:
@@ -57,7 +65,7 @@ def plan_shards(clips: list[Row], keys: dict[str, str], config: CurateConfig) ->
                 ShardPlan(
                     path=f"shards/bucket={name}/part-{number:05d}.parquet",
                     bucket=name,
-                    rows=tuple(_shard_row(clip, keys[clip["clip_id"]], config.buckets.fps) for clip in rows),
+                    rows=tuple(_shard_row(clip, keys, latents, config.buckets.fps) for clip in rows),
                     row_group_size=config.shards.row_group_size,
                     text_encoder=encoder_info(config).model_dump(),
                 )
@@ -65,7 +73,7 @@ def plan_shards(clips: list[Row], keys: dict[str, str], config: CurateConfig) ->
     return plans
 
 
-def _shard_row(clip: Row, key: str, fps: float) -> Row:
+def _shard_row(clip: Row, keys: Mapping[str, str], latents: Mapping[str, str], fps: float) -> Row:
     bucket = Bucket.parse(clip["bucket"])
     start_s, end_s = clip["start_s"], clip["end_s"]
     if not bucket.is_image:
@@ -86,12 +94,20 @@ def _shard_row(clip: Row, key: str, fps: float) -> Row:
         "source_uri": clip["uri"],
         "start_s": start_s,
         "end_s": end_s,
-        "key": key,
+        "key": keys.get(clip["clip_id"]),
+        "latent": latents.get(clip["clip_id"]),
     }
 
 
 def _known(value: float) -> float | None:
     return None if value != value else value
+
+
+def shard_bytes(run: Path, plan: ShardPlan) -> int:
+    """About how many the shard of ``plan`` will have: those of its videos and latents."""
+    videos = [encoded_path(run, row["key"]) for row in plan.rows if row["key"]]
+    latents = [latent_path(run, row["latent"]) for row in plan.rows if row["latent"]]
+    return sum(path.stat().st_size for path in videos + latents)
 
 
 def already_written(run: Path, plan: ShardPlan) -> Shard | None:
@@ -123,9 +139,10 @@ def write_planned(item: dict[str, Any], *, run: str) -> dict[str, Any]:
     rows = []
     for row in plan.rows:
         values = {name: value for name, value in row.items() if name != "key"}
-        video = _encoded(Path(run), row["key"])
+        video = _encoded(Path(run), row["key"]) if row["key"] else None
+        latent = _latent(Path(run), row["latent"]) if row["latent"] else None
         states = _states(Path(run), row["caption"], encoder)
-        rows.append({**values, "text_embedding": pack(states), "latent": None, "video": video})
+        rows.append({**values, "text_embedding": pack(states), "latent": latent, "video": video})
     shard = write_shard(Path(run), plan.path, plan.bucket, rows, plan.row_group_size)
     record = {"key": plan.key, "shard": shard.model_dump()}
     write_json(_record_path(Path(run), plan.path), record)
@@ -138,6 +155,12 @@ def _states(run: Path, caption: str, encoder: TextEncoderInfo) -> Any:
     except (OSError, ValueError) as error:
         states_path(run, caption, encoder.name).unlink(missing_ok=True)
         raise Failure("the states of a caption are damaged or gone: run the same command again") from error
+
+
+def _latent(run: Path, key: str) -> dict[str, Any]:
+    from kineograph.store.torch_tensors import pack_tensor
+
+    return pack_tensor(read_latent(run, key))
 
 
 def _encoded(run: Path, key: str) -> bytes:

@@ -100,7 +100,7 @@ def flow_losses(
             part = places[start : start + _VALIDATION_BATCH]
             batch = loader.batch([clips[p] for p in part]).to(device)
             with torch.inference_mode():
-                latents = vae.encode(batch.video)
+                latents = batch.latents(vae)
             conditions = (batch.text, batch.text_mask, batch.fps, batch.size)
             ids = [clips[p].clip_id for p in part]
             losses[part] = validation_losses(model, latents, *conditions, ids, timesteps).cpu().numpy()

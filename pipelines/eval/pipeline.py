@@ -16,6 +16,7 @@ from kineograph.config import digest, dump_yaml
 from kineograph.diffusion.text_to_video import TextToVideo
 from kineograph.errors import Failure, GateError, UserError
 from kineograph.media.geometry import Bucket
+from kineograph.models.vae import fingerprint
 from kineograph.progress import Progress, say
 from kineograph.store.checkpoints import DIGESTS, resolve_checkpoint, step_of
 from kineograph.store.commit import write_bytes, write_json, write_text
@@ -215,7 +216,12 @@ def _validate(found: Evaluation, generator: TextToVideo, reader: ShardReader | N
     if not clips:
         found.notes.append("no validation loss: the dataset holds no clip out of training")
         return
-    loader = ClipLoader(reader, cache_bytes=0)
+    made = reader.manifest.autoencoder
+    latents = made is not None and made.digest == fingerprint(generator.vae)
+    if not latents and not reader.manifest.video:
+        found.notes.append("no validation loss: the dataset holds latents of another autoencoder, and no videos")
+        return
+    loader = ClipLoader(reader, cache_bytes=0, latents=latents)
     losses = flow_losses(generator.model, generator.vae, loader, clips, config.validation.timesteps)
     found.scores.append(flow_loss_score(losses, config.confidence, config.seed))
     found.details["by_timestep"] = {

@@ -40,7 +40,8 @@ class Worker:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         torch.set_num_threads(max(1, int(config.workers.cpus)))
         self.dataset = open_dataset(config, data)
-        self.loader = ClipLoader(self.dataset.reader, config.data.cache_mib * 2**20)
+        cache_bytes = config.data.cache_mib * 2**20
+        self.loader = ClipLoader(self.dataset.reader, cache_bytes, latents=self.dataset.from_latents)
         model = build_model(config, self.dataset)
         self.engine = Engine(model, config)
         self.vae = load_vae(run, config).to(self.engine.device)
@@ -80,7 +81,7 @@ class Worker:
         config = self.config
         batch = batch.to(self.engine.device)
         with torch.no_grad():
-            latents = self.vae.encode(batch.video)
+            latents = batch.latents(self.vae)
         slots = plan.of_rank(self.rank, self.world)
         local = slot_losses(self.engine, batch, latents, slots, config).sum() / len(plan.slots)
         total = local.detach().clone()

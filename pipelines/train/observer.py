@@ -97,7 +97,7 @@ class Observer:
         self._write_state(self.config.steps if status == "FINISHED" else None, status.lower())
 
     def _validate(self, step: int, vae: PatchPCA) -> None:
-        loader = ClipLoader(self.dataset.reader, cache_bytes=0)
+        loader = ClipLoader(self.dataset.reader, cache_bytes=0, latents=self.dataset.from_latents)
         total = torch.zeros(len(self.config.validation.timesteps))
         count = 0
         for bucket in sorted({c.bucket for c in self.dataset.validation}):
@@ -105,7 +105,7 @@ class Observer:
             batch = loader.batch(entries)
             rows = validation_losses(
                 self._model,
-                vae.cpu().encode(batch.video),
+                batch.latents(vae.cpu()),
                 batch.text,
                 batch.text_mask,
                 batch.fps,

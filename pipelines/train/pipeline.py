@@ -16,7 +16,7 @@ from kineograph.store.commit import remove_leftovers, write_text
 from pipelines.train.config import TrainConfig
 from pipelines.train.observer import METRICS, read_state
 from pipelines.train.preflight import preflight, preflight_text
-from pipelines.train.setup import Dataset, changed_since, open_dataset, prepare_components
+from pipelines.train.setup import Dataset, changed_since, open_dataset, prepare_components, take_autoencoder
 
 
 def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict[str, Any]:
@@ -41,7 +41,9 @@ def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict
     remove_leftovers(run)
     write_text(run / "recipe.yaml", dump_yaml(config))
     write_text(run / "plan.json", json.dumps(facts, indent=2))
-    if not (run / "vae.safetensors").is_file():
+    if dataset.from_latents:
+        take_autoencoder(run, dataset)
+    elif not (run / "vae.safetensors").is_file():
         kept = prepare_components(run, config, dataset)
         say(f"autoencoder fitted: {config.vae.channels} channels keep {kept:.1%} of the pixels' variance")
     dataset.reader.close()

@@ -40,7 +40,18 @@ def preflight(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         "state_mib": parameters * BYTES_PER_PARAMETER / 2**20,
         "workers": config.workers.count,
         "dataset": dataset.manifest.digest,
+        "reads": what_is_read(dataset),
     }
+
+
+def what_is_read(dataset: Dataset) -> str:
+    """What training sees of the dataset's clips, in words."""
+    made = dataset.manifest.autoencoder
+    if made is None:
+        return "videos"
+    if not dataset.from_latents:
+        return f"videos: its latents are of {made.channels} channels and strides {made.strides}, not the recipe's"
+    return f"latents ({made.dtype}, autoencoder {made.digest[:12]})"
 
 
 def preflight_text(facts: dict[str, Any]) -> str:
@@ -57,6 +68,6 @@ def preflight_text(facts: dict[str, Any]) -> str:
     )
     lines.append(
         f"{facts['parameters'] / 1e6:.2f}M parameters, {facts['state_mib']:.0f} MiB of state in all, "
-        f"{facts['workers']} workers; dataset {facts['dataset'][:12]}"
+        f"{facts['workers']} workers; dataset {facts['dataset'][:12]}, read as {facts['reads']}"
     )
     return "\n".join(lines)

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from kineograph.config import digest
 from kineograph.errors import UserError
 from kineograph.models.stdit import STDiT, STDiTConfig
-from kineograph.models.vae import PatchPCA, PatchPCAConfig, to_unit_range
+from kineograph.models.vae import PatchPCA, PatchPCAConfig, fingerprint, load_autoencoder, to_unit_range
 from kineograph.store.checkpoints import read_config
 from kineograph.store.commit import committed
 from kineograph.store.loader import ClipLoader
-from kineograph.store.manifest import Manifest
+from kineograph.store.manifest import AUTOENCODER_FOLDER, Manifest
 from kineograph.store.shards import ClipEntry, ShardReader
 from kineograph.store.split import split_validation
 from kineograph.store.tensors import unpack
@@ -35,6 +35,8 @@ class Dataset:
     training: list[ClipEntry]
     validation: list[ClipEntry]
     plan: TrainingPlan
+    from_latents: bool
+    """Whether the stored latents are read, and no videos."""
 
     @property
     def manifest(self) -> Manifest:
@@ -44,6 +46,7 @@ class Dataset:
 def open_dataset(config: TrainConfig, data: Path) -> Dataset:
     """Read the manifest and the ids of ``data`` and plan over them. Raises UserError when there is nothing to train on."""
     reader = ShardReader(data)
+    from_latents = reads_latents(config, reader.manifest)
     training, validation = split_validation(reader.index(), config.data.validation_share)
     plan = TrainingPlan(training, config.seed, config.batch.videos, config.batch.images)
     stride, temporal_stride = config.vae.stride, config.vae.temporal_stride
@@ -53,7 +56,27 @@ def open_dataset(config: TrainConfig, data: Path) -> Dataset:
                 f"bucket {bucket.name} does not fit the autoencoder: sides must be multiples of {stride} and frames "
                 f"1 + a multiple of {temporal_stride}; change vae.stride, vae.temporal_stride or curate other buckets"
             )
-    return Dataset(reader, training, validation, plan)
+    return Dataset(reader, training, validation, plan, from_latents)
+
+
+def reads_latents(config: TrainConfig, manifest: Manifest) -> bool:
+    """Whether the dataset has latents of the shape of the recipe's autoencoder, which is then the dataset's.
+
+    Raises UserError when they are of another shape and there are no videos.
+    """
+    made, wanted = manifest.autoencoder, vae_shape(config)
+    if made is None:
+        return False
+    strides = (wanted.temporal_stride, wanted.stride, wanted.stride)
+    if (made.kind, made.channels, made.strides) == (wanted.kind, wanted.channels, strides):
+        return True
+    if manifest.video:
+        return False
+    raise UserError(
+        f"the dataset holds latents of {made.kind} with {made.channels} channels and strides {made.strides}, and no "
+        f"videos; the recipe's autoencoder is {wanted.kind} with {wanted.channels} and {strides}: change vae.channels, "
+        "vae.stride, vae.temporal_stride, or encode.latents of the curation"
+    )
 
 
 def prepare_components(run: Path, config: TrainConfig, dataset: Dataset) -> float:
@@ -63,10 +86,24 @@ def prepare_components(run: Path, config: TrainConfig, dataset: Dataset) -> floa
     """
     vae = PatchPCA(vae_shape(config))
     clips = ClipLoader(dataset.reader, cache_bytes=0).load(_spread(dataset.training, config.vae.fit_clips))
-    kept = vae.fit([to_unit_range(torch.from_numpy(c.frames)) for c in clips])
+    kept = vae.fit([to_unit_range(c.picture) for c in clips])
     with committed(run / "vae.safetensors") as temp:
         save_file(vae.state_dict(), temp)
     return kept
+
+
+def take_autoencoder(run: Path, dataset: Dataset) -> None:
+    """Write the autoencoder of the dataset's latents as ``run``/vae.safetensors. Raises UserError when it is not theirs."""
+    folder, made = dataset.reader.run / AUTOENCODER_FOLDER, dataset.manifest.autoencoder
+    assert made is not None
+    vae = load_autoencoder(folder)
+    if fingerprint(vae) != made.digest:
+        raise UserError(
+            f"the autoencoder in {folder} is not the one that made the latents: "
+            f"run 'kineo data decide {dataset.reader.run}' to write it again"
+        )
+    with committed(run / "vae.safetensors") as temp:
+        save_file(vae.state_dict(), temp)
 
 
 def load_vae(folder: Path, config: TrainConfig) -> PatchPCA:

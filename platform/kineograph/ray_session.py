@@ -36,7 +36,7 @@ def start_ray(num_cpus: int | None = None) -> None:
             hook = f"{__name__}.{remember_cluster.__name__}"
             runtime_env = {"env_vars": env_vars, "worker_process_setup_hook": hook}
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, runtime_env=runtime_env, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # such as a socket's path that is too long
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise Failure(f"cannot {where}: {' '.join(str(error).split())[:200]}") from error
 

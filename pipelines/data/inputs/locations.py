@@ -192,6 +192,10 @@ def what_failed(error: BaseException, scheme: str) -> str:
         return one_line(causes[0]) if causes and scheme == "https" else "it does not exist"
     if names & {"FSTimeoutError", "TimeoutError"}:
         return "the server took too long to answer"
+    if "EndpointConnectionError" in names:
+        return f"{one_line(error)}: check the network, and inputs.storage_options.endpoint_url"
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+        return f"inputs.storage_options has no {str(error).rpartition(' ')[2]}; a server of one's own is endpoint_url"
     return one_line(error) or type(error).__name__
 
 

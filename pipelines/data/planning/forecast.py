@@ -30,10 +30,12 @@ Row = dict[str, Any]
 ASKED_AT_ONCE = 32
 
 
-def forecast(config: CurateConfig, input: str | Path | None) -> Row:
-    """Estimate of :func:`pipelines.data.planning.estimate.extrapolate` for the sources of ``input`` (else the recipe's).
+def forecast(config: CurateConfig, input: str | Path | None, out: Path) -> Row:
+    """Estimate of :func:`pipelines.data.planning.estimate.extrapolate` for the sources of ``input`` (else the recipe's),
+    were they curated into ``out``.
 
-    The sample is worked on in a temporary folder. Raises UserError as :func:`pipelines.data.pipeline.curate`.
+    The sample is worked on in a temporary folder: beside ``out`` on a cluster, whose nodes must all see it. Raises
+    UserError as :func:`pipelines.data.pipeline.curate`.
     """
     root = input or config.input
     if root is None:
@@ -43,7 +45,8 @@ def forecast(config: CurateConfig, input: str | Path | None) -> Row:
         population = list(pool.map(lambda source: _item(source, config), sources.values()))
     sample = choose_sample(population, config.estimation.sources, config.estimation.seed)
     say(f"working on {len(sample)} of {len(population)} sources")
-    with tempfile.TemporaryDirectory(prefix="kineo-estimate-") as folder:
+    disk = next(folder for folder in out.resolve().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix="kineo-estimate-", dir=disk if _on_cluster() else None) as folder:
         run = Path(folder) / "run"
         try:
             curate_sources(config, [sources[item.uri] for item in sample], run, time.monotonic())
@@ -51,7 +54,7 @@ def forecast(config: CurateConfig, input: str | Path | None) -> Row:
             if not (run / "sources").is_dir():  # nothing was kept: that is a finding too
                 raise
         costs = _costs(run, config, sample)
-        free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(disk).free
     return extrapolate(costs, population, config.workers or _cpus(), config.estimation, free)
 
 
@@ -100,6 +103,10 @@ def _costs(run: Path, config: CurateConfig, sample: list[PopulationItem]) -> lis
             )
         )
     return costs
+
+
+def _on_cluster() -> bool:
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _cpus() -> int:

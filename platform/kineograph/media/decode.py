@@ -26,8 +26,12 @@ from kineograph.store.schema import Reason
 # conversion.
 PLANAR_YUV = frozenset(f"yuv{j}{s}p" for j in ("", "j") for s in ("420", "422", "444", "440", "411", "410"))
 
-MIRRORED = "mirrored"
-"""What :class:`Decoding` attaches to frames (``frame.opaque``) that are shown as their mirror image."""
+
+class Mirrored:
+    """What :class:`Decoding` attaches to frames (``frame.opaque``) that are shown as their mirror image.
+
+    An object for each frame: PyAV knows them by their address, and forgets it for all frames when one of them ends.
+    """
 
 
 @dataclass
@@ -61,6 +65,8 @@ class Decoding:
         all."""
         first: float | None = None
         frames = self._frames()
+        turned: float | None = None
+        mirrored = False
         for decoded, frame in _deinterlaced(frames) if self.deinterlace else ((f, f) for f in frames):
             time = float(decoded.time) if decoded.time is not None else None
             first = time if first is None else first
@@ -69,8 +75,12 @@ class Decoding:
             self.interlaced_frames += decoded.interlaced_frame
             if time is not None and first is not None and time - first > self.limits.max_seconds:
                 raise MediaFault(Reason.TOO_LARGE, f"it runs past {self.limits.max_seconds:.0f} s")
-            if self.probe.mirrored or _mirror_matrix(decoded):
-                frame.opaque = MIRRORED
+            # Asking a frame for its side data makes a cycle that keeps its picture until the garbage collector comes by:
+            # a hundred frames of 1080p. So one frame of a stretch that is turned alike is asked.
+            if decoded.rotation != turned:
+                turned, mirrored = decoded.rotation, self.probe.mirrored or _mirror_matrix(decoded)
+            if mirrored:
+                frame.opaque = Mirrored()
             yield frame
             if self.probe.still:  # what follows in the file of a photo is its preview or its gain map
                 return
@@ -290,12 +300,12 @@ def _on_black(frame: Any) -> np.ndarray:
 
 
 def _turned(frame: Any) -> bool:
-    return frame.opaque is MIRRORED or bool(frame.rotation)
+    return isinstance(frame.opaque, Mirrored) or bool(frame.rotation)
 
 
 def _upright(image: np.ndarray, frame: Any) -> np.ndarray:
     """``image`` (H, W, …) of ``frame`` turned and mirrored as its file asks."""
-    return upright(image[::-1] if frame.opaque is MIRRORED else image, frame.rotation)
+    return upright(image[::-1] if isinstance(frame.opaque, Mirrored) else image, frame.rotation)
 
 
 def upright(image: np.ndarray, rotation: float) -> np.ndarray:

@@ -29,6 +29,9 @@ from kineograph.store.schema import Reason
 
 # One thread per library: parallelism is one source per core, and threads do not survive a fork.
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# glibc gives a large frame's memory back to the system and asks for it again at the next one, page by page. A child ends
+# with its file, so it may keep it.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
 class GuardLimits(Config):
@@ -84,7 +87,8 @@ class _Server:
         self.pid = os.getpid()
         self._lock = threading.Lock()
         # Whatever can be imported here can be imported there.
-        environment = {**os.environ, **SINGLE_THREAD, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = {**os.environ, **SINGLE_THREAD, **KEEP_MEMORY, **path}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kineograph.media.guard_server"],
             stdin=subprocess.PIPE,

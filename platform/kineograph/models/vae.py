@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kineograph.config import Config
+from kineograph.config import Config, digest
 from kineograph.errors import UserError
 from kineograph.models.patches import patchify, unpatchify
+from kineograph.store.commit import committed, write_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Autoencoder(Protocol):
@@ -116,18 +124,21 @@ class PatchPCA(nn.Module):
         self.first = PCA(patch_size, config.channels)
         self.rest = PCA(patch_size * config.temporal_stride, config.channels)
 
-    def fit(self, videos: Sequence[Tensor]) -> float:
+    def fit(self, videos: Iterable[Tensor]) -> float:
         """Fit to ``videos`` (each 3 T H W in [-1, 1]); return the share of variance kept, 0..1.
 
-        Any frame may be a first frame, so all of them fit its components. Without a video of several frames the tubes'
-        components are those of a patch that stands still.
+        ``videos`` is gone through more than once, one video at a time: it may read them anew each time. Any frame may be
+        a first frame, so all of them fit its components. Without a video of several frames the tubes' components are those
+        of a patch that stands still.
         """
         square = (1, self.config.stride, self.config.stride)
         kept = self.first.fit(patchify(v[None], square).flatten(0, 2) for v in videos)
-        moving = [v for v in videos if v.shape[1] > self.config.temporal_stride]
-        still = [v[:, :1].expand(-1, self.config.temporal_stride + 1, -1, -1) for v in videos]
-        tubes = (patchify(v[None, :, 1:], self.strides).flatten(0, 2) for v in moving or still)
-        return min(kept, self.rest.fit(tubes))
+        frames = self.config.temporal_stride + 1
+        if any(v.shape[1] >= frames for v in videos):
+            whole = (v for v in videos if v.shape[1] >= frames)
+        else:
+            whole = (v[:, :1].expand(-1, frames, -1, -1) for v in videos)
+        return min(kept, self.rest.fit(patchify(v[None, :, 1:], self.strides).flatten(0, 2) for v in whole))
 
     def encode(self, video: Tensor) -> Tensor:
         """(B 3 1+k·temporal_stride H W) in [-1, 1], H and W multiples of the stride, to latents (B channels 1+k H' W')."""
@@ -154,6 +165,46 @@ class PatchPCA(nn.Module):
             tubes = self.rest.decode(patchify(latents[:, :, 1:], (1, 1, 1)))
             frames.append(unpatchify(tubes, self.strides, ((t - 1) * self.strides[0], *size)))
         return torch.cat(frames, dim=2).clamp(-1, 1)
+
+
+KINDS = {"patch_pca": (PatchPCAConfig, PatchPCA)}
+"""``kind`` in an autoencoder's config.json -> its config and its module: where another kind of autoencoder comes in."""
+
+
+def save_autoencoder(vae: PatchPCA, folder: Path) -> None:
+    """Write ``folder``/model.safetensors and then config.json. Raises DiskFullError."""
+    with committed(folder / WEIGHTS) as temp:
+        save_file({name: t.detach().cpu().contiguous() for name, t in vae.state_dict().items()}, temp)
+    write_json(folder / CONFIG, vae.config.model_dump(mode="json"))
+
+
+def load_autoencoder(folder: str | Path) -> PatchPCA:
+    """The autoencoder that :func:`save_autoencoder` wrote, on the CPU. Raises UserError, one line, when there is none, it
+    is of an unknown kind or damaged."""
+    folder = Path(folder)
+    try:
+        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no autoencoder at {folder}: give a folder with {CONFIG} and {WEIGHTS}") from error
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    if kind not in KINDS:
+        raise UserError(f"the autoencoder at {folder} is of kind {kind!r}; known: {', '.join(KINDS)}")
+    config, module = KINDS[kind]
+    try:
+        vae = module(config.model_validate(raw))
+        vae.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError, ValidationError) as error:
+        raise UserError(f"the autoencoder at {folder} is damaged: {' '.join(str(error).split())[:200]}") from error
+    return vae.eval()
+
+
+def fingerprint(vae: PatchPCA) -> str:
+    """SHA-256 (hex) of an autoencoder's config and weights, wherever and on whichever device they are."""
+    hasher = hashlib.sha256(digest(vae.config).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
 
 
 def to_unit_range(frames: Tensor) -> Tensor:

