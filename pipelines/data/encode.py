@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class ClipJob:
     def key(self, encode: Encode) -> str:
         """Names the clip's bytes: equal keys mean equal bytes."""
         how = [encode.crf, encode.preset]
-        return f"{self.clip_id}-{digest([ENCODE_VERSION, asdict(self), how])[:16]}"
+        return f"{self.clip_id}-{digest([ENCODE_VERSION, vars(self), how])[:16]}"
 
     def frames(self, times: np.ndarray) -> list[int]:
         """Indices of the source's frames to write, ascending; ``times`` as in Analysis."""

@@ -149,6 +149,8 @@ def _ask_models(run: Path, config: CurateConfig, rows: Sequence[Row]) -> None:
     for model in ("text_area", "safety", "learned", "clip"):
         asked = passing(rows)
         scores = scoring.score(run, model, asked, config)
+        if not scores:
+            continue
         for row in asked:
             row.update(scores.get(row["clip_id"], {}))
         _check(asked, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,7 +39,7 @@ class ShardPlan:
     @property
     def key(self) -> str:
         """Names the shard's bytes: equal keys mean equal bytes."""
-        return digest([SCHEMA_VERSION, asdict(self)])
+        return digest([SCHEMA_VERSION, vars(self)])
 
 
 def plan_shards(
@@ -143,6 +143,8 @@ def write_planned(item: dict[str, Any], *, run: str) -> dict[str, Any]:
         latent = _latent(Path(run), row["latent"]) if row["latent"] else None
         states = _states(Path(run), row["caption"], encoder)
         rows.append({**values, "text_embedding": pack(states), "latent": latent, "video": video})
+    # A kill between shard and record must not leave the record of other bytes, which a later plan may ask for again.
+    _record_path(Path(run), plan.path).unlink(missing_ok=True)
     shard = write_shard(Path(run), plan.path, plan.bucket, rows, plan.row_group_size)
     record = {"key": plan.key, "shard": shard.model_dump()}
     write_json(_record_path(Path(run), plan.path), record)

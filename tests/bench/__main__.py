@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.bench import curation
 
-NAMES = ("startup", "curation", "training", "hostile")
+NAMES = ("startup", "curation", "redecide", "kills", "training", "hostile")
 
 
 def main(arguments: list[str]) -> int:

@@ -52,6 +52,8 @@ class Ended:
     answer: bytes
     fault: str = ""
     detail: str = ""
+    killed: bool = False
+    """By a SIGKILL from outside, such as the kernel's where memory runs out: it says nothing about the file."""
 
 
 _KILLED = Ended(b"", Reason.CRASHED.value, "the guard process was killed twice")
@@ -66,8 +68,9 @@ def run_guarded(function: str, kwargs: Mapping[str, Any], limits: GuardLimits) -
     all.
     """
     request = json.dumps({"function": function, "kwargs": dict(kwargs), "limits": limits.model_dump()}).encode()
-    # A server that was killed from outside says nothing about the file: ask a fresh one, once.
-    ended = _server().call(request) or _server().call(request) or _KILLED
+    ended = _server().call(request)
+    if ended is None or ended.killed:  # server or child, from outside: ask again, once
+        ended = _server().call(request) or _KILLED
     if ended.fault:
         raise MediaFault(Reason(ended.fault), ended.detail)
     try:  # a decoder that was taken over may write anything
@@ -116,7 +119,7 @@ class _Server:
                 if code in (-signal.SIGKILL, -signal.SIGTERM):
                     return None
                 raise Failure(f"the guard process for media files ended with exit code {code}") from error
-        return Ended(answer, header["fault"], header["detail"])
+        return Ended(answer, **header)
 
     def close(self) -> None:
         if self.pid == os.getpid() and self._process.poll() is None:

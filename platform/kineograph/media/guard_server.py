@@ -116,7 +116,7 @@ def _judge(answer: bytes, status: int, limits: dict[str, Any]) -> Ended:
         return Ended(b"", Reason.TIMEOUT.value, f"it took more than {limits['wall_s']:g} s of wall time")
     known = {int(n): n.name for n in signal.Signals}  # real-time signals have no name
     how = f"signal {known.get(number, number)}" if number else f"exit code {os.WEXITSTATUS(status)}"
-    return Ended(b"", Reason.CRASHED.value, f"the decoding process died with {how}")
+    return Ended(b"", Reason.CRASHED.value, f"the decoding process died with {how}", number == signal.SIGKILL)
 
 
 def _be_child(function: Any, kwargs: dict[str, Any], limits: dict[str, Any], send: int, server: int) -> None:

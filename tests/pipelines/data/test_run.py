@@ -1,5 +1,6 @@
 """The whole run on real files with real Ray: its ledger and shards, and that a kill changes nothing."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -230,11 +231,12 @@ def test_a_killed_worker_loses_nothing(finished, raw, recipe, tmp_path):
 
     def kill_one():
         while not killed and not over.is_set():
-            for process in psutil.process_iter(["cmdline"]):
-                if any("ray::Map" in part for part in process.info["cmdline"] or []):
-                    process.kill()
-                    killed.append(process.pid)
-                    break
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "ray::Map" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.append(process.pid)
+                        break
             time.sleep(0.005)
 
     killer = threading.Thread(target=kill_one)
