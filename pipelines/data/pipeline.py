@@ -154,7 +154,9 @@ def _analyse(run: Path, config: CurateConfig, sources: list[Row]) -> list[Row]:
     # One CPU: the child decodes with one thread, for a source per core scales better than threads within
     # one. No memory is asked of Ray: the child has a limit of its own.
     function = partial(analyse_source, run=str(run.resolve()), config=config)
-    return known + run_stage(run, "analysed", "sources", new, function, Resources(cpus=1), config.workers)
+    return known + run_stage(
+        run, "analysed", "sources", new, function, Resources(cpus=1, in_threads=True), config.workers
+    )
 
 
 def _measure(run: Path, config: CurateConfig, unique: list[Row]) -> list[str]:
@@ -181,7 +183,7 @@ def _measure(run: Path, config: CurateConfig, unique: list[Row]) -> list[str]:
         run_stage(run, "found transitions", "sources", items, function, resources, config.workers)
     # One CPU: a chunk is read, measured and written by one thread.
     function = partial(measured.measure_chunk, run=folder, config=config)
-    run_stage(run, "measured", "chunks", missing, function, Resources(cpus=1), config.workers)
+    run_stage(run, "measured", "chunks", missing, function, Resources(cpus=1, in_threads=True), config.workers)
     return [chunk["key"] for chunk in chunks]
 
 
@@ -202,7 +204,7 @@ def _encode(run: Path, config: CurateConfig, unique: list[Row], rows: list[Row],
 
     # One CPU: decoder and x264 run on one thread and take turns.
     function = partial(encode_source, run=str(run.resolve()), config=config)
-    run_stage(run, "encoded", "sources", items, function, Resources(cpus=1), config.workers)
+    run_stage(run, "encoded", "sources", items, function, Resources(cpus=1, in_threads=True), config.workers)
 
 
 def _encode_latents(run: Path, config: CurateConfig, clips: list[Row], keys: dict[str, str]) -> Encoded | None:

@@ -9,17 +9,15 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.data
-from ray.exceptions import OutOfDiskError, RayError
-
 from kineograph.errors import DiskFullError, Failure, KineographError, UserError, is_disk_full
+from kineograph.media.guard import stop_guarded
 from kineograph.progress import Progress
 from kineograph.ray_session import start_ray
 from pipelines.data.times import add_times
@@ -27,12 +25,15 @@ from pipelines.data.times import add_times
 # Items of a stage lie in at most so many blocks. A block is a Ray task of about 10 ms; up to this many each
 # item is a block of its own, so that progress is seen and nothing waits behind another's long video.
 MOST_BLOCKS = 512
+# Items of a stage up to which this process does it itself: Ray and its workers take ten seconds to start.
+MOST_ITEMS_HERE = 64
 
 _ERRORS: dict[str, type[KineographError]] = {e.__name__: e for e in (DiskFullError, Failure, UserError)}
 
 DISK_FULL = "the disk is full: free some space and run the same command again, what is done is kept"
 
 Item = dict[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Resources:
     gpus: float = 0.0
     at_a_time: int | None = None
     """Most items worked on at a time; None takes what the cluster has room for."""
+    in_threads: bool = False
+    """Whether threads can do it as well as processes: what is heavy happens in guarded children, or is short."""
 
 
 def run_stage(
@@ -56,39 +59,74 @@ def run_stage(
 ) -> list[Item]:
     """What ``function`` makes of each of ``items``, in no order; its times are added to those of ``run``.
 
-    Starts Ray with ``workers`` CPUs when it does not run yet. Raises the error for the user that a worker raised,
-    UserError when this machine lacks the GPU that is asked for or a worker does not see ``run``, or Failure when Ray
-    gives up.
+    Runs on Ray Data, and starts Ray with ``workers`` CPUs when it does not run yet; a small stage that threads can do
+    runs in those of this process, where no Ray is there. Raises the error for the user that a worker raised, UserError
+    when this machine lacks the GPU that is asked for or a worker does not see ``run``, or Failure when Ray gives up.
     """
     if not items:
         return []
-    start_ray(workers)
-    _require_gpus(label, resources)
-    _quieten()
+    call = _OnItem(function, str(run.resolve()))
+    answers = _here if _goes_here(items, resources) else _on_ray
     began, busy, results = time.monotonic(), 0.0, list[Item]()
-    rows = [{"item": json.dumps(item)} for item in items]
-    at_a_time = min(n for n in (resources.at_a_time, workers, len(items)) if n is not None)
-    limited = resources.at_a_time is not None or workers is not None
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
-        _OnItem(function, str(run.resolve())),
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus or None,
-        compute=ray.data.TaskPoolStrategy(size=at_a_time if limited else None),
-    )
     try:
         # Ray says on stdout that a worker was killed, where the answer of --json goes.
         with Progress(label, len(items), unit) as progress, redirect_stdout(sys.stderr):
-            for row in dataset.iter_rows():
+            for row in answers(label, [{"item": json.dumps(item)} for item in items], call, resources, workers):
                 if row["error"]:
                     raise _ERRORS[row["error"]](row["message"]) from WorkerTrace(row["trace"])
                 progress.update()
                 busy += row["busy_s"]
                 results.append(json.loads(row["item"]))
-    except RayError as error:
-        raise _as_failure(label, error) from error
     finally:
         add_times(run, label, len(results), time.monotonic() - began, busy)
     return results
+
+
+def _goes_here(items: Sequence[Item], resources: Resources) -> bool:
+    """Whether the stage is so small that it would be done before Ray has started, and no Ray runs or is named."""
+    ray = sys.modules.get("ray")
+    running = bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+    return resources.in_threads and len(items) <= MOST_ITEMS_HERE and not running
+
+
+def _here(
+    label: str, rows: list[Row], call: Callable[[Row], Row], resources: Resources, workers: int | None
+) -> Iterator[Row]:
+    """``call`` on ``rows`` in threads of this process."""
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        pending = [pool.submit(call, row) for row in rows]
+        try:
+            for future in as_completed(pending):
+                yield future.result()
+        except BaseException:
+            for future in pending:
+                future.cancel()
+            stop_guarded()  # the pool waits for its threads, and they for their children
+            raise
+
+
+def _on_ray(
+    label: str, rows: list[Row], call: Callable[[Row], Row], resources: Resources, workers: int | None
+) -> Iterator[Row]:
+    """``call`` on ``rows`` in Ray's workers."""
+    import ray.data
+    from ray.exceptions import RayError
+
+    start_ray(workers)
+    _require_gpus(label, resources)
+    _quieten()
+    at_a_time = min(n for n in (resources.at_a_time, workers, len(rows)) if n is not None)
+    limited = resources.at_a_time is not None or workers is not None
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
+        call,
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus or None,
+        compute=ray.data.TaskPoolStrategy(size=at_a_time if limited else None),
+    )
+    try:
+        yield from dataset.iter_rows()
+    except RayError as error:
+        raise _as_failure(label, error) from error
 
 
 class WorkerTrace(Exception):
@@ -134,12 +172,16 @@ def _failed(kind: str, message: str, trace: str) -> dict[str, Any]:
 def _require_gpus(label: str, resources: Resources) -> None:
     """Raise UserError where Ray would wait for ever. A cluster may yet start a node with a GPU; this machine does not
     grow one."""
+    import ray
+
     if resources.gpus and not os.environ.get("RAY_ADDRESS") and not ray.cluster_resources().get("GPU"):
         raise UserError(f"{label}: this stage needs a GPU, and this machine has none: set its device to cpu")
 
 
-def _as_failure(label: str, error: RayError) -> KineographError:
+def _as_failure(label: str, error: Exception) -> KineographError:
     """What Ray itself gave up on."""
+    from ray.exceptions import OutOfDiskError
+
     if isinstance(error, OutOfDiskError) or "No space left on device" in str(error):
         return DiskFullError(DISK_FULL)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -149,6 +191,8 @@ def _as_failure(label: str, error: RayError) -> KineographError:
 
 def _quieten() -> None:
     """Ray Data's own bars and notices would bury the progress line."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -57,16 +57,23 @@ class Point:
     seconds: float = 0.0
 
 
+# A corpus so small would be done in threads of the driver; what is killed here are Ray's workers too.
+ON_RAY = (
+    "from kineograph.ray_session import start_ray; from kineograph.cli.main import main; start_ray({workers}); main()"
+)
+
+
 class Driver:
-    """``kineo data run`` in a session of its own."""
+    """``kineo data run`` on a Ray of its own, in a session of its own."""
 
     def __init__(self, folder: Path, raw: Path, run: Path, *overrides: str) -> None:
         self.log = folder / "log"
         settings = [part for override in overrides for part in ("--set", override)]
+        workers = next((o.partition("=")[2] for o in overrides if o.startswith("workers=")), "2")
         recipe = [str(folder / "recipe.yaml"), "--input", str(raw), "--out", str(run), "--json", *settings]
         with open(self.log, "wb") as errors, open(folder / "answer.json", "wb") as answer:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "kineograph.cli.main", "data", "run", *recipe],
+                [sys.executable, "-c", ON_RAY.format(workers=workers), "data", "run", *recipe],
                 stdout=answer,
                 stderr=errors,
                 start_new_session=True,

@@ -1,8 +1,8 @@
 """Run a function on a hostile file in a child process with limits, and get JSON or a reason back.
 
-Each process that calls :func:`run_guarded` keeps one small server process, which has imported the function's
-module and forks a child for each call: milliseconds a call, and nothing of the caller (Ray, torch, open
-files) is in the child. Requests and results are JSON over pipes; nothing that comes from a child is ever
+Each call of :func:`run_guarded` has a small server process to itself, one that an earlier call has left or a new one,
+which has imported the function's module and forks a child: milliseconds a call, and nothing of the caller (Ray, torch,
+open files) is in the child. Requests and results are JSON over pipes; nothing that comes from a child is ever
 unpickled.
 
 The server ends when its caller does (its input ends), and a child when its server does (parent-death signal,
@@ -68,9 +68,12 @@ def run_guarded(function: str, kwargs: Mapping[str, Any], limits: GuardLimits) -
     all.
     """
     request = json.dumps({"function": function, "kwargs": dict(kwargs), "limits": limits.model_dump()}).encode()
-    ended = _server().call(request)
+    stops = _stops
+    ended = _call(request)
     if ended is None or ended.killed:  # server or child, from outside: ask again, once
-        ended = _server().call(request) or _KILLED
+        if stops != _stops:
+            raise Failure("the work on media files was stopped")
+        ended = _call(request) or _KILLED
     if ended.fault:
         raise MediaFault(Reason(ended.fault), ended.detail)
     try:  # a decoder that was taken over may write anything
@@ -84,11 +87,10 @@ def run_guarded(function: str, kwargs: Mapping[str, Any], limits: GuardLimits) -
 
 
 class _Server:
-    """The caller's end of its server process. Calls from several threads take turns."""
+    """The caller's end of a server process, for one call at a time."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._lock = threading.Lock()
         # Whatever can be imported here can be imported there.
         path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         environment = {**os.environ, **SINGLE_THREAD, **KEEP_MEMORY, **path}
@@ -108,17 +110,16 @@ class _Server:
 
     def call(self, request: bytes) -> Ended | None:
         """How the child ended; None when this server was killed meanwhile."""
-        with self._lock:
-            try:
-                write_message(self._process.stdin, request)
-                header = json.loads(read_message(self._process.stdout))
-                answer = read_message(self._process.stdout)
-            except (OSError, EOFError) as error:
-                self._process.kill()
-                code = self._process.wait()
-                if code in (-signal.SIGKILL, -signal.SIGTERM):
-                    return None
-                raise Failure(f"the guard process for media files ended with exit code {code}") from error
+        try:
+            write_message(self._process.stdin, request)
+            header = json.loads(read_message(self._process.stdout))
+            answer = read_message(self._process.stdout)
+        except (OSError, EOFError) as error:
+            self._process.kill()
+            code = self._process.wait()
+            if code in (-signal.SIGKILL, -signal.SIGTERM):
+                return None
+            raise Failure(f"the guard process for media files ended with exit code {code}") from error
         return Ended(answer, **header)
 
     def close(self) -> None:
@@ -127,16 +128,37 @@ class _Server:
             self._process.wait()
 
 
-_current: _Server | None = None
-_current_lock = threading.Lock()
+# As many servers as threads have called at a time; those that no call uses wait here.
+_idle: list[_Server] = []
+_busy: set[_Server] = set()
+_lock = threading.Lock()
+_stops = 0
 
 
-def _server() -> _Server:
-    global _current
-    with _current_lock:
-        if _current is None or not _current.alive:
-            _current = _Server()
-        return _current
+def _call(request: bytes) -> Ended | None:
+    """Ask a server that no other thread is asking."""
+    with _lock:
+        server = _idle.pop() if _idle else None
+    if server is None or not server.alive:
+        server = _Server()
+    with _lock:
+        _busy.add(server)
+    try:
+        return server.call(request)
+    finally:
+        with _lock:
+            _busy.discard(server)
+            _idle.append(server)
+
+
+def stop_guarded() -> None:
+    """End the calls that other threads of this process have made; each raises Failure there."""
+    global _stops
+    with _lock:
+        _stops += 1
+        servers = list(_busy)
+    for server in servers:
+        server.close()
 
 
 def write_message(pipe: Any, message: bytes) -> None:

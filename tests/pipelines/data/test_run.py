@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,21 @@ def test_the_report_is_whole_and_takes_no_script_from_a_caption(finished):
 def test_one_worker_makes_the_same_dataset_as_two(finished, raw, recipe, tmp_path):
     alone = recipe.model_copy(update={"workers": 1})
     assert pipeline.curate(alone, raw, tmp_path / "run")["digest"] == finished[1]["digest"]
+
+
+def test_a_small_run_without_captions_makes_the_same_dataset_without_ray(finished, raw, recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(recipe))
+    # The captions are encoded already; Ray is needed for nothing else.
+    shutil.copytree(finished[0] / "work" / "text", tmp_path / "run" / "work" / "text")
+    shutil.copy(finished[0] / "recipe.yaml", tmp_path / "run")
+    program = (
+        "import sys; from kineograph.cli.main import main\n"
+        f"arguments = ['data', 'run', {str(tmp_path / 'recipe.yaml')!r}, '--input', {str(raw)!r}]\n"
+        f"try: main([*arguments, '--out', {str(tmp_path / 'run')!r}])\n"
+        "except SystemExit as end: sys.exit(end.code or ('ray' in sys.modules and 'ray was loaded' or 0))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert Manifest.load(tmp_path / "run").digest == finished[1]["digest"]
 
 
 def test_a_second_run_does_nothing_twice(own_run, raw, recipe, finished):
