@@ -103,7 +103,13 @@ jobs = LocalJobs({str(tmp_path / "runs")!r})
 record, _ = jobs.submit(plan)
 sys.exit(follow_to_end(jobs, record.id, plan.cluster, False).shell_exit_code)
 """
-    submitter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    submitter = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background inherit that Control-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert submitter.stdout is not None
     assert submitter.stdout.readline() == "up\n"
     submitter.send_signal(signal.SIGINT)
