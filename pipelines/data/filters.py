@@ -42,7 +42,7 @@ class BlackFilter(Config):
 class StaticFilter(Config):
     """Too many frames that repeat the one before; videos only."""
 
-    max: float | None = Field(0.9, ge=0, le=1)
+    max: float | None = Field(0.8, ge=0, le=1)
     """Most share of repeated frames, 0..1; null allows any."""
     level: float = Field(2.5, ge=0, le=255)
     """A frame repeats the one before when no cell of it (a twentieth of its long side) changes its mean by
