@@ -10,13 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kineograph.media.geometry import assign, why_nowhere
+from kineograph.media.geometry import TIME_TOLERANCE_S, assign, why_nowhere
 from kineograph.store.schema import Reason
 from pipelines.data.config import CurateConfig
 from pipelines.data.filters import Filters
-
-# A window is as long as its frames' stamps make it; a bucket may ask for this much more.
-TIME_TOLERANCE_S = 1e-3
 
 Row = dict[str, Any]
 
@@ -36,8 +33,7 @@ def decide(clip: Row, config: CurateConfig) -> tuple[list[Failed], str]:
     What needs other clips (duplicates) or a caption is checked later.
     """
     failed = list(_failures(clip, config))
-    x, y, width, height = clip["content"]
-    del x, y
+    _, _, width, height = clip["content"]
     seconds, image = clip["end_s"] - clip["start_s"], clip["media_type"] == "image"
     buckets, fps = config.buckets.parsed, config.buckets.fps
     bucket = assign(width, height, seconds, image, buckets, fps)
