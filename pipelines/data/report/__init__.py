@@ -12,10 +12,9 @@ from pipelines.data.report import words
 from pipelines.data.report.columns import Clips
 from pipelines.data.report.facts import page_facts
 from pipelines.data.report.pictures import Thumbnails
-from pipelines.data.report.tables import bucket_plan, lost
 from pipelines.data.report.words import Row, losses
 
-__all__ = ["REPORT_NAME", "bucket_plan", "losses", "lost", "write_report"]
+__all__ = ["REPORT_NAME", "losses", "write_report"]
 
 REPORT_NAME = "report.html"
 

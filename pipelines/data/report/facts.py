@@ -6,12 +6,13 @@ import numpy as np
 
 from kineograph.media.geometry import Bucket
 from kineograph.store.schema import Reason
+from pipelines.data.planning.plan import bucket_plan
 from pipelines.data.report.columns import Clips
 from pipelines.data.report.duplicates import duplicate_facts
 from pipelines.data.report.pictures import Album, spread
 from pipelines.data.report.signals import signal_charts
 from pipelines.data.report.sizes import sizes_chart
-from pipelines.data.report.tables import bucket_plan, caption_facts, funnel, reason_facts, time_facts
+from pipelines.data.report.tables import caption_facts, funnel, reason_facts, time_facts
 from pipelines.data.report.words import MEANING, Row, plural, shortened, time
 
 KEPT_SHOWN = 16

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from kineograph.media.geometry import Bucket
 from kineograph.store.schema import Reason
+from pipelines.data.planning.plan import lost
 from pipelines.data.report.columns import INDEX, Clips
 from pipelines.data.report.pictures import Album, by_distance, spread
 from pipelines.data.report.words import CAPTION_SOURCES, MEANING, Row, shortened, time_unit
@@ -15,37 +15,6 @@ from pipelines.data.report.words import CAPTION_SOURCES, MEANING, Row, shortened
 EXAMPLES_PER_REASON = 8
 CAPTIONS_SHOWN = 3
 SLOWEST_SHOWN = 8
-
-
-def bucket_plan(clips: list[Row]) -> list[Row]:
-    """Per bucket, sorted: clips, seconds used, share of the kept clips."""
-    kept = [clip for clip in clips if clip["decision"] == "keep"]
-    of_bucket: dict[str, list[Row]] = defaultdict(list)
-    for clip in kept:
-        of_bucket[clip["bucket"]].append(clip)
-    return [
-        {
-            "bucket": name,
-            "clips": len(rows),
-            "seconds": round(sum(row["used_s"] for row in rows), 3),
-            "share": len(rows) / len(kept),
-        }
-        for name, rows in sorted(of_bucket.items(), key=lambda item: Bucket.parse(item[0]))
-    ]
-
-
-def lost(sources: list[Row], clips: list[Row]) -> list[Row]:
-    """Per reason, most seconds first: sources, clips and seconds that it cost."""
-    reasons: dict[str, Row] = {}
-    for kind, rows in (("sources", sources), ("clips", clips)):
-        for row in rows:
-            if row["reason"]:
-                entry = reasons.setdefault(
-                    row["reason"], {"reason": row["reason"], "sources": 0, "clips": 0, "seconds": 0.0}
-                )
-                entry[kind] += 1
-                entry["seconds"] += row["seconds"] if kind == "sources" else row["end_s"] - row["start_s"]
-    return sorted(reasons.values(), key=lambda r: (-r["seconds"], r["reason"]))
 
 
 def funnel(clips: Clips, totals: Row) -> Row:
