@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from kineograph.config import Config, digest
@@ -21,6 +19,7 @@ from pipelines.data.scores.clip import ClipModel
 from pipelines.data.scores.learned import Learned
 from pipelines.data.scores.safety import Safety
 from pipelines.data.scores.text_area import TextArea
+from pipelines.data.text import TextEncoding
 from pipelines.data.transitions import Transitions
 
 
@@ -145,8 +144,8 @@ class CurateConfig(Config):
     """Where captions come from."""
     buckets: Buckets
     """The shapes that clips are written in."""
-    text_encoder: Literal["minilm"] = "minilm"
-    """Encoder of the captions, as kineograph.models.text knows it."""
+    text_encoder: TextEncoding = TextEncoding()
+    """The encoder of the captions, or its name."""
     encode: Encode = Encode()
     """How clips are written."""
     shards: Shards = Shards()
@@ -178,4 +177,7 @@ class CurateConfig(Config):
     @property
     def recipe_digest(self) -> str:
         """SHA-256 of what decides the result: all but where the input lies and how many work on it."""
-        return digest(self.model_dump(mode="json", exclude={"input", "inputs", "workers", "guard", "estimation"}))
+        raw = self.model_dump(mode="json", exclude={"input", "inputs", "workers", "guard", "estimation"})
+        if self.text_encoder == TextEncoding(name=self.text_encoder.name):
+            raw["text_encoder"] = self.text_encoder.name  # as recipes say it, and once could say no more
+        return digest(raw)

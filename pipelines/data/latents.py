@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and a recipe without latents n
     import torch
     from torch import Tensor
 
-    from kineograph.models.vae import PatchPCA
+    from kineograph.models.vae import Autoencoder
 
 Item = dict[str, Any]
 
@@ -183,7 +183,7 @@ def encode_batch(item: Item, *, run: str, autoencoder: str, settings: Latents) -
     return {"clips": len(latents)}
 
 
-def encode_videos(vae: PatchPCA, videos: Sequence[Tensor], settings: Latents) -> list[Tensor]:
+def encode_videos(vae: Autoencoder, videos: Sequence[Tensor], settings: Latents) -> list[Tensor]:
     """Latents (C, T, H, W) of ``videos`` (each 3 T H W in [-1, 1]), which share a bucket, on the CPU in the wanted dtype.
 
     A clip's bits do not depend on its neighbours: a CPU takes one clip at a time, a GPU always a full batch, of which the
@@ -285,7 +285,7 @@ def _fingerprint(folder: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: str, autoencoder: str, device: str) -> PatchPCA:
+def _loaded(folder: str, autoencoder: str, device: str) -> Autoencoder:
     """The autoencoder of a run, loaded once per process: Ray keeps a stage's processes between its tasks."""
     import torch
 

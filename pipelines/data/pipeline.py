@@ -30,7 +30,7 @@ from pipelines.data.encode import ClipJob, crop_for, encoded_path, failed_path, 
 from pipelines.data.inputs.sources import Source, list_sources, resolved
 from pipelines.data.latents import Encoded, WrittenClip, check_latents, encode_latents
 from pipelines.data.selection import passing, select
-from pipelines.data.text import embed, encoder_info
+from pipelines.data.text import Encoder, embed, find_encoder, locate_encoder
 from pipelines.data.times import add_times, stage_times
 from pipelines.data.work import (
     analyse_source,
@@ -74,8 +74,7 @@ def curate(config: CurateConfig, input: str | Path | None, out: str | Path) -> R
 
 def curate_sources(config: CurateConfig, sources: Sequence[Source], run: Path, began: float) -> Row:
     """As :func:`curate`, for ``sources`` that were listed."""
-    scoring.check_models(config)
-    check_latents(config.encode.latents, config.buckets.parsed)
+    config = _checked(config)
     with state.locked(run):
         state.open_run(run, config)
         state.save_sources(run, _analyse(run, config, [source.to_json() for source in sources]))
@@ -96,12 +95,18 @@ def decide(run: str | Path, overrides: Sequence[str] = ()) -> Row:
         raise UserError("transitions need frames that were not stored: use 'kineo data run' for them")
     if before.transitions is not None and config.transitions is None:
         raise UserError("transitions cannot be taken away from stored signals: use 'kineo data run' for that")
-    scoring.check_models(config)
-    check_latents(config.encode.latents, config.buckets.parsed)
+    config = _checked(config)
     state.require_analysed(run)
     with state.locked(run):
         state.open_run(run, config)
         return _finish(run, config, began)
+
+
+def _checked(config: CurateConfig) -> CurateConfig:
+    """``config`` with what it names located. Raises UserError, before hours of work, for what is not there."""
+    scoring.check_models(config)
+    check_latents(config.encode.latents, config.buckets.parsed)
+    return config.model_copy(update={"text_encoder": locate_encoder(config.text_encoder)})
 
 
 def _finish(run: Path, config: CurateConfig, began: float) -> Row:
@@ -135,8 +140,9 @@ def _finish(run: Path, config: CurateConfig, began: float) -> Row:
     clips = [ledger.clip_row(row, config) for row in rows]
     encoded = {clip_id: job.key(config.encode) for clip_id, job in jobs.items()}
     latents = _encode_latents(run, config, clips, encoded)
-    shards = _write(run, config, clips, encoded, latents)
-    return _close(run, config, sources, clips, shards, latents, keys, began)
+    encoder = find_encoder(config.text_encoder)
+    shards = _write(run, config, clips, encoder, encoded, latents)
+    return _close(run, config, sources, clips, shards, encoder, latents, keys, began)
 
 
 def _analyse(run: Path, config: CurateConfig, sources: list[Row]) -> list[Row]:
@@ -217,11 +223,17 @@ def _encode_latents(run: Path, config: CurateConfig, clips: list[Row], keys: dic
 
 
 def _write(
-    run: Path, config: CurateConfig, clips: list[Row], keys: dict[str, str], latents: Encoded | None
+    run: Path,
+    config: CurateConfig,
+    clips: list[Row],
+    encoder: Encoder,
+    keys: dict[str, str],
+    latents: Encoded | None,
 ) -> list[Shard]:
     """Write the shards that do not stand yet; returns all, in the order of the plan."""
-    plans = plan_shards(clips, keys if config.encode.video else {}, config, latents.keys if latents else {})
-    embed(run, [row["caption"] for plan in plans for row in plan.rows], config)
+    plans = plan_shards(clips, keys if config.encode.video else {}, config, encoder, latents.keys if latents else {})
+    captions = [row["caption"] for plan in plans for row in plan.rows]
+    embed(run, captions, config.text_encoder, encoder, config.workers)
     missing = [plan for plan in plans if already_written(run, plan) is None]
     began = time.monotonic()
     if sum(shard_bytes(run, plan) for plan in missing) <= WRITTEN_HERE_BYTES:
@@ -251,6 +263,7 @@ def _close(
     sources: list[Row],
     clips: list[Row],
     shards: list[Shard],
+    encoder: Encoder,
     latents: Encoded | None,
     keys: list[str],
     began: float,
@@ -280,7 +293,7 @@ def _close(
         raise UserError(f"nothing was kept: {report.losses(totals)}; see {run / report.REPORT_NAME}")
     manifest = Manifest(
         recipe_digest=config.recipe_digest,
-        text_encoder=encoder_info(config),
+        text_encoder=encoder.info,
         video=config.encode.video,
         autoencoder=latents.autoencoder if latents else None,
         shards=tuple(shards),

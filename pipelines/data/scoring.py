@@ -79,6 +79,7 @@ def check_models(config: CurateConfig) -> None:
         "scores.clip": scores.clip,
         "scores.learned": scores.learned,
         "captions.model": captions,
+        "text_encoder": config.text_encoder,
     }.items():
         if settings is not None and settings.device.startswith("cuda") and _has_no_gpu():
             raise UserError(f"{key}.device is {settings.device}, and this machine has no GPU: --set {key}.device=cpu")

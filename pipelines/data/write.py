@@ -22,7 +22,7 @@ from pipelines.data.config import CurateConfig
 from pipelines.data.encode import encoded_path, used_span
 from pipelines.data.latents import latent_path, read_latent
 from pipelines.data.ledger import Row
-from pipelines.data.text import encoder_info, states_of, states_path
+from pipelines.data.text import Encoder, states_of, states_path
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class ShardPlan:
     rows: tuple[Row, ...]
     row_group_size: int
     text_encoder: Row
+    states: str
+    """Key of the captions' states, as states_path takes it."""
 
     @property
     def key(self) -> str:
@@ -46,6 +48,7 @@ def plan_shards(
     clips: list[Row],
     keys: Mapping[str, str],
     config: CurateConfig,
+    encoder: Encoder,
     latents: Mapping[str, str] = MappingProxyType({}),
 ) -> list[ShardPlan]:
     """Kept clips by bucket in the order of their ids, ``config.shards.rows`` to a shard.
@@ -67,7 +70,8 @@ def plan_shards(
                     bucket=name,
                     rows=tuple(_shard_row(clip, keys, latents, config.buckets.fps) for clip in rows),
                     row_group_size=config.shards.row_group_size,
-                    text_encoder=encoder_info(config).model_dump(),
+                    text_encoder=encoder.info.model_dump(),
+                    states=encoder.key,
                 )
             )
     return plans
@@ -135,7 +139,7 @@ def remove_stale(run: Path, plans: list[ShardPlan]) -> None:
 def write_planned(item: dict[str, Any], *, run: str) -> dict[str, Any]:
     """Commit the shard of the ShardPlan ``item`` and then, under work, its record, which is returned."""
     plan = ShardPlan(**{**item, "rows": tuple(item["rows"])})
-    encoder = TextEncoderInfo(**plan.text_encoder)
+    encoder = Encoder(TextEncoderInfo(**plan.text_encoder), plan.states)
     rows = []
     for row in plan.rows:
         values = {name: value for name, value in row.items() if name != "key"}
@@ -151,11 +155,11 @@ def write_planned(item: dict[str, Any], *, run: str) -> dict[str, Any]:
     return record
 
 
-def _states(run: Path, caption: str, encoder: TextEncoderInfo) -> Any:
+def _states(run: Path, caption: str, encoder: Encoder) -> Any:
     try:
         return states_of(run, caption, encoder)
     except (OSError, ValueError) as error:
-        states_path(run, caption, encoder.name).unlink(missing_ok=True)
+        states_path(run, caption, encoder.key).unlink(missing_ok=True)
         raise Failure("the states of a caption are damaged or gone: run the same command again") from error
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kineograph.diffusion.process import Process
 from kineograph.diffusion.validation import validation_losses
 from kineograph.media.geometry import Bucket
 from kineograph.metrics import bootstrap
@@ -82,6 +83,7 @@ def flicker_score(
 
 
 def flow_losses(
+    process: Process,
     model: nn.Module,
     vae: Autoencoder,
     loader: ClipLoader,
@@ -103,7 +105,7 @@ def flow_losses(
                 latents = batch.latents(vae)
             conditions = (batch.text, batch.text_mask, batch.fps, batch.size)
             ids = [clips[p].clip_id for p in part]
-            losses[part] = validation_losses(model, latents, *conditions, ids, timesteps).cpu().numpy()
+            losses[part] = validation_losses(process, model, latents, *conditions, ids, timesteps).cpu().numpy()
     return losses
 
 

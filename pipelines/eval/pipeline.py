@@ -145,18 +145,22 @@ def _open_data(data: str | Path, generator: TextToVideo) -> ShardReader:
     made_by, wanted = reader.manifest.text_encoder.name, generator.config["text_encoder"]["name"]
     if made_by != wanted:
         raise UserError(f"{data} has captions encoded by {made_by}, the checkpoint knows those of {wanted}")
+    frames, rows, columns = generator.vae.strides
     for bucket in reader.manifest.buckets:
-        generator.check_bucket(bucket)
+        if bucket.height % rows or bucket.width % columns or (bucket.frames - 1) % frames:
+            raise UserError(
+                f"the checkpoint's autoencoder cannot encode {bucket.name} of {data}: sides must be multiples of "
+                f"{rows} and {columns}, frames 1 + a multiple of {frames}"
+            )
     return reader
 
 
 def _sample(config: EvalConfig, generator: TextToVideo) -> Evaluation:
     """Sample the prompts, aloud."""
     samples = choose_prompts(config.videos, config.seed, config.prompts)
-    defaults = generator.config["sampling"]
-    steps = config.steps or defaults["steps"]
-    guidance_scale = config.guidance_scale or defaults["guidance_scale"]
-    fps = config.fps or float(generator.config["fps"])
+    steps = config.steps or generator.sampling.steps
+    guidance_scale = config.guidance_scale or generator.sampling.guidance.scale
+    fps = config.fps or generator.fps
     with Progress("sampling", len(samples), "videos") as progress:
         videos = generator.generate(
             [prompt.text for prompt in samples],
@@ -222,7 +226,7 @@ def _validate(found: Evaluation, generator: TextToVideo, reader: ShardReader | N
         found.notes.append("no validation loss: the dataset holds latents of another autoencoder, and no videos")
         return
     loader = ClipLoader(reader, cache_bytes=0, latents=latents)
-    losses = flow_losses(generator.model, generator.vae, loader, clips, config.validation.timesteps)
+    losses = flow_losses(generator.process, generator.model, generator.vae, loader, clips, config.validation.timesteps)
     found.scores.append(flow_loss_score(losses, config.confidence, config.seed))
     found.details["by_timestep"] = {
         f"{timestep:g}": float(mean)

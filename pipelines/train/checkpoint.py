@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kineograph.store.checkpoints import CONFIG, checkpoint_folder, keep_newest, read_config, seal
+from kineograph.store.checkpoints import CONFIG, checkpoint_folder, keep_newest, link_folder, read_config, seal
 from kineograph.store.commit import committed, write_json
 
 Tensors = dict[str, Tensor]
+
+EXTRA = "extra-"
+"""Begins the names of files with state beside the model."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,25 @@ class TrainState:
     weights: Tensors
     ema: Tensors
     moments: Tensors
+    extra: dict[str, Tensors] = field(default_factory=dict)
+    """State beside the model, such as a discriminator and its optimizer; see Kind.extra_state."""
 
 
-def save_state(run: Path, state: TrainState, vae: Tensors, config: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint folder, marker last, and delete all but the ``keep`` newest. Raises DiskFullError."""
+def save_state(run: Path, state: TrainState, config: dict[str, Any], folders: Mapping[str, Path], keep: int) -> Path:
+    """Write a checkpoint folder, marker last, and delete all but the ``keep`` newest.
+
+    ``folders`` (name to path) are linked into it, or copied where the file system cannot link. Raises DiskFullError.
+    """
     folder = checkpoint_folder(run, state.step)
     if folder.exists():  # left by a save that was killed
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    files = {"model": state.weights, "ema": state.ema, "optimizer": state.moments, "vae": vae}
-    for name, tensors in files.items():
+    files = {"model": state.weights, "ema": state.ema, "optimizer": state.moments}
+    for name, tensors in {**files, **{f"{EXTRA}{k}": v for k, v in state.extra.items()}}.items():
         with committed(folder / f"{name}.safetensors") as temp:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temp)
+    for name, source in folders.items():
+        link_folder(source, folder / name)
     write_json(folder / CONFIG, {**config, "step": state.step})
     seal(folder)
     keep_newest(run, keep)
@@ -47,7 +58,9 @@ def save_state(run: Path, state: TrainState, vae: Tensors, config: dict[str, Any
 def load_state(folder: Path) -> TrainState:
     """Read what :func:`save_state` wrote; the folder's digests were checked when it was chosen."""
     step = int(read_config(folder)["step"])
-    return TrainState(step, *(load_file(folder / f"{n}.safetensors") for n in ("model", "ema", "optimizer")))
+    weights, ema, moments = (load_file(folder / f"{n}.safetensors") for n in ("model", "ema", "optimizer"))
+    extra = {p.stem.removeprefix(EXTRA): load_file(p) for p in sorted(folder.glob(f"{EXTRA}*.safetensors"))}
+    return TrainState(step, weights, ema, moments, extra)
 
 
 class Average:
@@ -70,5 +83,5 @@ class Average:
         return {**self.values, **self._buffers}
 
     def load(self, state: Tensors) -> None:
-        for name in self.values:
-            self.values[name].copy_(state[name])
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

@@ -1,45 +1,44 @@
-"""The training recipe."""
+"""What recipes of every kind of training have in common; the rest is in kinds/*/config.py."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kineograph.config import Config
-from kineograph.diffusion.flow import FlowConfig
-from kineograph.models.stdit import check_shape
-from kineograph.models.vae import PatchPCAConfig
-
-Timestep = Annotated[float, Field(ge=0, le=1)]
 
 
-class ModelConfig(Config):
-    """Shape of the STDiT; the channels of latents and text come from the autoencoder and the dataset."""
+def kind_unless_given(kind: str) -> BeforeValidator:
+    """For a field that takes one of several configs, told apart by their ``kind``: which is meant where none is given."""
 
-    kind: Literal["stdit"] = "stdit"
-    patch: tuple[int, int, int] = (1, 2, 2)
-    """Latent frames, rows, columns of a patch."""
-    width: int = Field(128, ge=4)
-    """Channels of a token."""
-    depth: int = Field(4, ge=1)
-    """Blocks."""
-    heads: int = Field(4, ge=1)
-    """Attention heads."""
-    mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLP over width."""
+    def add(value: Any) -> Any:
+        return {"kind": kind, **value} if isinstance(value, dict) else value
 
-    @model_validator(mode="after")
-    def _check(self) -> ModelConfig:
-        check_shape(self.width, self.heads, self.patch)
-        return self
+    return BeforeValidator(add)
 
 
-class VAEConfig(PatchPCAConfig):
-    """The patch-PCA autoencoder and what it is fitted on."""
+def preset_or_keys(presets: Mapping[str, Config], default: str) -> BeforeValidator:
+    """For a field that takes a model's shape: the name of a preset, keys, or both, {preset: NAME, key: value}. Keys alone
+    change ``default``, where they are of its ``kind``."""
 
-    fit_clips: int = Field(256, ge=1)
-    """Training clips that the components are computed from."""
+    def complete(value: Any) -> Any:
+        given = {"preset": value} if isinstance(value, str) else value
+        if not isinstance(given, dict):
+            return value
+        name = given.get("preset", default)
+        if name not in presets:
+            nearest = difflib.get_close_matches(str(name), presets, n=1, cutoff=0.4)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(presets)}"
+            raise ValueError(f"no preset {name!r} for this; {hint}")
+        base, keys = presets[name].model_dump(), {k: v for k, v in given.items() if k != "preset"}
+        if "preset" not in given and keys.get("kind", base["kind"]) != base["kind"]:
+            return keys
+        return {**base, **keys}
+
+    return BeforeValidator(complete)
 
 
 class DataConfig(Config):
@@ -48,18 +47,9 @@ class DataConfig(Config):
     run: str | None = None
     """The curation run; --data gives it too."""
     validation_share: float = Field(0.05, ge=0, lt=1)
-    """Share of sources, 0..1, kept out of training for the validation loss."""
+    """Share of sources, 0..1, kept out of training for validation."""
     cache_mib: int = Field(1024, ge=0)
     """Decoded clips a worker keeps in memory, MiB."""
-
-
-class ConditioningConfig(Config):
-    """What a clip is trained with, besides its noise."""
-
-    caption_drop: float = Field(0.1, ge=0, le=1)
-    """Share of clips trained without their caption, for classifier-free guidance."""
-    factorised: bool = True
-    """Train videos as first frame | text and rest | first frame, text, and sample them so; off: all frames at once."""
 
 
 class BatchConfig(Config):
@@ -89,26 +79,12 @@ class OptimizerConfig(Config):
 
 
 class ValidationConfig(Config):
-    """Flow loss on held-out clips at fixed timesteps."""
+    """What is measured on held-out clips while training."""
 
-    every: int = Field(500, ge=1)
-    """Steps between validations."""
+    every: int = Field(500, ge=0)
+    """Steps between validations; 0 is once an epoch. The last step is always validated."""
     clips: int = Field(32, ge=1)
-    """Held-out clips used, at most."""
-    timesteps: tuple[Timestep, ...] = Field((0.1, 0.3, 0.5, 0.7, 0.9), min_length=1)
-    """Where the loss is measured, 0 = data, 1 = noise."""
-
-
-class SampleConfig(Config):
-    """Videos sampled while training, to look at."""
-
-    every: int = Field(500, ge=1)
-    """Steps between samplings."""
-    prompts: tuple[str, ...] = ()
-    """What to sample; none samples nothing."""
-    steps: int = Field(20, ge=1)
-    """Euler steps."""
-    guidance_scale: float = Field(4.0, ge=1)
+    """Held-out clips used of each bucket, at most."""
 
 
 class CheckpointConfig(Config):
@@ -146,23 +122,19 @@ class TrackingConfig(Config):
 
 
 class TrainConfig(Config):
-    """A training run."""
+    """What every training run has; each kind adds its own (kinds/*/config.py)."""
 
-    kind: Literal["diffusion"] = "diffusion"
+    kind: str
+    """What is trained: diffusion, vae or classifier."""
     seed: int = 0
-    """Of the initial weights, the order of clips, noise, timesteps and caption drop."""
+    """Of the initial weights, the order of clips and every random number drawn for a clip."""
     steps: int = Field(ge=1)
     """Optimizer steps in all."""
     precision: Literal["fp32", "bf16"] = "fp32"
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    vae: VAEConfig = VAEConfig()
-    flow: FlowConfig = FlowConfig()
-    conditioning: ConditioningConfig = ConditioningConfig()
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig = ValidationConfig()
-    samples: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     workers: WorkersConfig = WorkersConfig()
     tracking: TrackingConfig = TrackingConfig()

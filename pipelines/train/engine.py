@@ -57,10 +57,12 @@ class Engine:
         )
         self.module: Any = self._engine.module
         self.device: torch.device = self._engine.device
+        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        prediction: Tensor = self._engine(*inputs)
-        return prediction
+    def __call__(self, *inputs: Any) -> Any:
+        """What the module's ``forward`` gives: what a loss is computed from as tensors, or in a tuple, list or dict, since
+        DeepSpeed prepares for the backward pass where the gradient reaches them."""
+        return self._engine(*inputs)
 
     def step(self, loss: Tensor, lr: float) -> float:
         """Backward, average over ranks, clip, update with ``lr``. Returns the gradient's global norm before clipping."""

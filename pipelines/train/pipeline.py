@@ -7,16 +7,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from kineograph.config import digest, dump_yaml
+from kineograph.config import dump_yaml
 from kineograph.errors import UserError
 from kineograph.progress import Progress, say
 from kineograph.ray_session import start_ray
-from kineograph.store.checkpoints import CHECKPOINTS, latest_checkpoint, step_of
+from kineograph.store.checkpoints import CHECKPOINTS, latest_checkpoint, read_config, step_of
 from kineograph.store.commit import remove_leftovers, write_text
 from pipelines.train.config import TrainConfig
+from pipelines.train.kinds.base import Kind, changed_since
 from pipelines.train.observer import METRICS, read_state
 from pipelines.train.preflight import preflight, preflight_text
-from pipelines.train.setup import Dataset, changed_since, open_dataset, prepare_components, take_autoencoder
+from pipelines.train.registry import open_kind
 
 
 def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict[str, Any]:
@@ -25,30 +26,38 @@ def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict
     Returns where the checkpoint and the MLflow run are. Raises UserError when the request is wrong, Failure when the
     work failed; checkpoints are kept either way.
     """
+    run = Path(out).resolve()
+    check_run_directory(run)
+    kind = open_kind(config, dataset_folder(config, data), run)
+    done = check_resume(kind)
+    facts = preflight(kind)
+    say(preflight_text(facts))
+    if done < config.steps:
+        run.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run)
+        write_text(run / "recipe.yaml", dump_yaml(config))
+        write_text(run / "plan.json", json.dumps(facts, indent=2))
+        if not done:
+            kind.prepare()
+        kind.dataset.reader.close()
+        _run(kind, done)
+    else:
+        say(f"{run} has its {config.steps} steps already; give more with --set steps=N")
+    return result(kind)
+
+
+def plan(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict[str, Any]:
+    """What :func:`train` would train, in numbers. Raises UserError as it would; writes nothing."""
+    run = Path(out).resolve()
+    return preflight(open_kind(config, dataset_folder(config, data), run))
+
+
+def dataset_folder(config: TrainConfig, data: str | Path | None) -> Path:
+    """The curation run to train on. Raises UserError when neither the caller nor the recipe names one."""
     source = data or config.data.run
     if source is None:
         raise UserError("no dataset: give --data RUN, or 'data.run:' in the recipe")
-    run, source = Path(out).resolve(), Path(source).resolve()
-    check_run_directory(run)
-    dataset = open_dataset(config, source)
-    done = check_resume(run, config, dataset)
-    facts = preflight(config, dataset)
-    say(preflight_text(facts))
-    if done >= config.steps:
-        say(f"{run} has its {config.steps} steps already; give more with --set steps=N")
-        return result(run)
-    run.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(run)
-    write_text(run / "recipe.yaml", dump_yaml(config))
-    write_text(run / "plan.json", json.dumps(facts, indent=2))
-    if dataset.from_latents:
-        take_autoencoder(run, dataset)
-    elif not (run / "vae.safetensors").is_file():
-        kept = prepare_components(run, config, dataset)
-        say(f"autoencoder fitted: {config.vae.channels} channels keep {kept:.1%} of the pixels' variance")
-    dataset.reader.close()
-    _run(config, run, source, done)
-    return result(run)
+    return Path(source).resolve()
 
 
 def check_run_directory(run: Path) -> None:
@@ -60,54 +69,65 @@ def check_run_directory(run: Path) -> None:
         raise UserError(f"--out {run} holds something else than a training run: give a new or empty directory")
 
 
-def check_resume(run: Path, config: TrainConfig, dataset: Dataset) -> int:
+def check_resume(kind: Kind[Any]) -> int:
     """Steps that an earlier start has done. Raises UserError when it trained something else."""
-    folder = latest_checkpoint(run)
+    folder = latest_checkpoint(kind.run)
     if folder is None:
         return 0
-    change = changed_since(folder, config, dataset)
+    change = changed_since(read_config(folder), kind)
     if change:
-        raise UserError(f"{run} cannot go on from step {step_of(folder)}: {change}; give another --out")
+        raise UserError(f"{kind.run} cannot go on from step {step_of(folder)}: {change}; give another --out")
     return step_of(folder)
 
 
-def result(run: Path) -> dict[str, Any]:
+def result(kind: Kind[Any]) -> dict[str, Any]:
     """What a finished run made."""
-    folder = latest_checkpoint(run)
-    return {"run": str(run), "checkpoint": str(folder) if folder else None, **read_state(run)}
+    made = kind.finish()
+    folder = latest_checkpoint(kind.run)
+    facts = {"run": str(kind.run), "kind": kind.config.kind, "checkpoint": str(folder) if folder else None}
+    return {**facts, **read_state(kind.run), **made, "advice": kind.advice()}
 
 
-def _run(config: TrainConfig, run: Path, data: Path, done: int) -> None:
+def _run(kind: Kind[Any], done: int) -> None:
     from pipelines.train.ray_trainer import run_workers
 
-    say(f"starting {config.workers.count} workers" + (f" at step {done}" if done else ""))
+    workers = kind.config.workers
+    say(f"starting {workers.count} workers" + (f" at step {done}" if done else ""))
     start_ray()
-    job = {"config": config.model_dump(mode="json"), "run": str(run), "data": str(data)}
+    job = {
+        "config": kind.config.model_dump(mode="json"),
+        "run": str(kind.run),
+        "data": str(kind.dataset.reader.run),
+    }
     stop = threading.Event()
-    follower = threading.Thread(target=_follow, args=(run, config.steps, done, stop), daemon=True)
+    follower = threading.Thread(target=_follow, args=(kind, done, stop), daemon=True)
     follower.start()
     try:
-        run_workers({**job, "digest": digest(config)}, config.workers, run)
+        run_workers(job, workers, kind.run)
     finally:
         stop.set()
         follower.join()
 
 
-def _follow(run: Path, steps: int, done: int, stop: threading.Event) -> None:
+def _follow(kind: Kind[Any], done: int, stop: threading.Event) -> None:
     """Show the steps that rank 0 writes down as they come."""
-    path = run / METRICS
     progress: Progress | None = None
     while not stop.wait(0.5) or progress is not None:
-        last = _last_line(path)
+        last = _last_line(kind.run / METRICS)
         if last is not None and last["step"] > done:
             if progress is None:  # the clock starts with the first steps, not with the start of the workers
-                progress = Progress("training", steps, "steps", done=last["step"])
-            note = f"loss {last['loss']:.4f}  {last['clips_per_s']:.0f} clips/s  wait {last['data_wait_share']:.0%}"
-            progress.update(last["step"] - progress.done, note)
+                progress = Progress("training", kind.config.steps, "steps", done=last["step"])
+            progress.update(last["step"] - progress.done, progress_note(kind.headline, last))
         if stop.is_set():
             break
     if progress is not None:
         progress.__exit__()
+
+
+def progress_note(headline: tuple[str, ...], metrics: dict[str, float]) -> str:
+    """The metrics that matter for a kind, and how fast it goes."""
+    shown = [f"{name} {metrics[name]:.4g}" for name in headline if name in metrics]
+    return "  ".join([*shown, f"{metrics['clips_per_s']:.0f} clips/s", f"wait {metrics['data_wait_share']:.0%}"])
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from kineograph.models.stdit import STDiT
-from pipelines.train.config import TrainConfig
-from pipelines.train.setup import Dataset, model_shape
+import torch
+
+from pipelines.train.kinds.base import Kind
 
 BYTES_PER_PARAMETER = 4 * 5
 """fp32 weights, gradients, Adam's two moments, the moving average."""
 
 
-def preflight(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """The plan in numbers: a row per bucket, the steps of an epoch, the model's size."""
-    import torch
+def preflight(kind: Kind[Any]) -> dict[str, Any]:
+    """The plan in numbers: a row per bucket, the steps of an epoch, the model's size.
 
+    Raises UserError when recipe and dataset do not go together.
+    """
+    kind.check()
+    config, dataset = kind.config, kind.dataset
     plan = dataset.plan
     with torch.device("meta"):
-        model = STDiT(model_shape(config, dataset.manifest))
+        model = kind.build()
     parameters = sum(p.numel() for p in model.parameters())
     return {
+        "kind": config.kind,
         "buckets": [
             {
                 "bucket": bucket.name,
@@ -40,18 +44,9 @@ def preflight(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         "state_mib": parameters * BYTES_PER_PARAMETER / 2**20,
         "workers": config.workers.count,
         "dataset": dataset.manifest.digest,
-        "reads": what_is_read(dataset),
+        "notes": [],
+        **kind.facts(),
     }
-
-
-def what_is_read(dataset: Dataset) -> str:
-    """What training sees of the dataset's clips, in words."""
-    made = dataset.manifest.autoencoder
-    if made is None:
-        return "videos"
-    if not dataset.from_latents:
-        return f"videos: its latents are of {made.channels} channels and strides {made.strides}, not the recipe's"
-    return f"latents ({made.dtype}, autoencoder {made.digest[:12]})"
 
 
 def preflight_text(facts: dict[str, Any]) -> str:
@@ -70,4 +65,4 @@ def preflight_text(facts: dict[str, Any]) -> str:
         f"{facts['parameters'] / 1e6:.2f}M parameters, {facts['state_mib']:.0f} MiB of state in all, "
         f"{facts['workers']} workers; dataset {facts['dataset'][:12]}, read as {facts['reads']}"
     )
-    return "\n".join(lines)
+    return "\n".join(lines + facts["notes"])

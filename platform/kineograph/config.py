@@ -131,18 +131,42 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     errors = error.errors()
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]
     first = (unknown or errors)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = _dotted(first["loc"], model)
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
+        if key in known_keys(model):  # of another member of a union
+            return f"the key {key!r} does not go with the other keys of {key.rpartition('.')[0]!r}{more}"
         nearest = difflib.get_close_matches(key, list(known_keys(model)), n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known here: {_siblings(key, model)}"
         return f"unknown key {key!r}{hint}{more}"
     if first["type"] == "missing":
         return f"missing key {key!r}{more}"
+    if first["type"] == "union_tag_invalid":
+        return f"{key + '.kind'!r}: should be one of {first['ctx']['expected_tags']} (given: {first['ctx']['tag']!r}){more}"
     message = first["msg"].removeprefix("Value error, ")
     where = f"{key!r}: " if key else ""
     given = f" (given: {first['input']!r})" if key and not isinstance(first["input"], dict) else ""
     return f"{where}{message[0].lower()}{message[1:]}{given}{more}"
+
+
+def _dotted(loc: Iterable[int | str], model: type[BaseModel]) -> str:
+    """The key at ``loc`` as it is written: pydantic puts the tag of a union's member into it too."""
+    parts: list[str] = []
+    models: list[type[BaseModel]] = [model]
+    for part in loc:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if fields:
+            models = [nested for field in fields for nested in _models_in(field.annotation)]
+        elif part in _tags(models):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _tags(models: Iterable[type[BaseModel]]) -> set[Any]:
+    """What tells the members of a union apart: the values that their field ``kind`` may have."""
+    fields = [m.model_fields["kind"] for m in models if "kind" in m.model_fields]
+    return {value for field in fields for value in typing.get_args(field.annotation)}
 
 
 def _siblings(key: str, model: type[BaseModel]) -> str:

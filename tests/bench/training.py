@@ -16,11 +16,11 @@ from torch import Tensor
 
 from kineograph.diffusion.flow import add_noise, flow_loss
 from kineograph.models.stdit import STDiT, STDiTConfig
-from pipelines.train.config import TrainConfig
 from pipelines.train.engine import Engine
+from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 
 STEPS = 30
-CONFIG = TrainConfig(steps=1000)
+CONFIG = DiffusionRecipe(steps=1000)
 
 
 def measure() -> dict[str, Any]:

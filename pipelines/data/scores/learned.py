@@ -1,13 +1,13 @@
 """A learned filter: the probability that an image or video classifier of one's own gives to one label.
 
 Image classifiers (ViT and the others that transformers knows) see a clip's frames one by one, video classifiers (ViViT,
-VideoMAE, TimeSformer, V-JEPA 2) see them together. Weights are read from safetensors only; code that lies beside a
-checkpoint is never run.
+VideoMAE, TimeSformer, V-JEPA 2) see them together. They come from 'kineo train' or are in transformers' format. Weights
+are read from safetensors only; code that lies beside a checkpoint is never run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from kineograph.config import Config
 from kineograph.errors import UserError
+from kineograph.store.checkpoints import CHECKPOINTS, DIGESTS
 from pipelines.data.scores.base import ClipFrames
 from pipelines.data.scores.frames import choose_evenly, choose_most, one_line
 
@@ -24,10 +25,11 @@ _WANTED = "give the path of a folder with config.json and model.safetensors"
 
 
 class Learned(Config):
-    """A classifier in transformers' format, and the label whose probability is the signal."""
+    """A classifier, and the label whose probability is the signal."""
 
     model: str
-    """Folder with config.json and safetensors weights, or a name on the Hugging Face hub. Where it has no
+    """A run of 'kineo train' with a recipe of kind classifier, or one of its checkpoints. Or, in transformers' format, a
+    folder with config.json and safetensors weights, or a name on the Hugging Face hub; where that has no
     preprocessor_config.json, frames are squeezed to the config's image_size and scaled to -1..1."""
     label: str | int
     """Name of the label, or its index."""
@@ -45,29 +47,55 @@ class LearnedScorer:
 
     def __init__(self, config: Learned) -> None:
         """Load the classifier. Raises UserError when it cannot be, or does not have the label."""
+        self._scores: Callable[[Sequence[ClipFrames]], list[float]]
+        try:
+            self._scores = (_Trained if _is_ours(Path(config.model)) else _Published)(config)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"cannot load the classifier {config.model}: {one_line(error)}") from error
+
+    def __call__(self, clips: Sequence[ClipFrames]) -> list[dict[str, Any]]:
+        return [{"learned": score} for score in self._scores(clips)]
+
+
+class _Trained:
+    """A classifier that 'kineo train' made."""
+
+    def __init__(self, config: Learned) -> None:
+        from kineograph.models.classifier import Classifier
+
+        self._config = config
+        self._classifier = Classifier.load(config.model, config.device)
+        self._label = find_label(config.label, dict(enumerate(self._classifier.config.labels)))
+
+    def __call__(self, clips: Sequence[ClipFrames]) -> list[float]:
+        videos = [np.stack(clip.frames) for clip in clips]
+        chances = self._classifier.probabilities(videos, self._config.frames, self._config.batch_size)
+        return chances[:, self._label].tolist()
+
+
+class _Published:
+    """A classifier in transformers' format."""
+
+    def __init__(self, config: Learned) -> None:
         from kineograph.models.torchvision_shim import ensure_torchvision_importable
 
         ensure_torchvision_importable()
         self._config = config
         folder = _find_folder(config.model)
-        try:
-            self._model, self._is_video = _load_model(folder, config.device)
-            self._processor = _load_processor(folder)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"cannot load the classifier {config.model}: {one_line(error)}") from error
+        self._model, self._is_video = _load_model(folder, config.device)
+        self._processor = _load_processor(folder)
         self._label = find_label(config.label, self._model.config.id2label)
 
-    def __call__(self, clips: Sequence[ClipFrames]) -> list[dict[str, Any]]:
+    def __call__(self, clips: Sequence[ClipFrames]) -> list[float]:
         if self._is_video:
-            inputs = [choose_evenly(clip.frames, self._video_frames(len(clip.frames))) for clip in clips]
-            scores = self._probabilities(inputs)
-        else:
-            chosen = [choose_most(clip.frames, self._config.frames) for clip in clips]
-            flat = iter(self._probabilities([[frame] for frames in chosen for frame in frames]))
-            scores = [float(np.mean([next(flat) for _ in frames])) for frames in chosen]
-        return [{"learned": score} for score in scores]
+            return self._probabilities(
+                [choose_evenly(clip.frames, self._video_frames(len(clip.frames))) for clip in clips]
+            )
+        chosen = [choose_most(clip.frames, self._config.frames) for clip in clips]
+        flat = iter(self._probabilities([[frame] for frames in chosen for frame in frames]))
+        return [float(np.mean([next(flat) for _ in frames])) for frames in chosen]
 
     def _video_frames(self, sampled: int) -> int:
         known = self._model.config.to_dict()
@@ -121,6 +149,11 @@ def find_label(label: str | int, names: dict[int, str]) -> int:
     known = ", ".join(names[index] for index in sorted(names)[:20])
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     raise UserError(f"the classifier has no label {label!r}; it has: {known}{more}")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is a training run or a checkpoint folder of 'kineo train'."""
+    return (folder / CHECKPOINTS).is_dir() or (folder / DIGESTS).is_file()
 
 
 def _find_folder(model: str) -> Path:

@@ -142,14 +142,14 @@ def curate(out: Path) -> dict[str, Any]:
 
 def train(out: Path, seed: int, steps: int | None) -> dict[str, Any]:
     """Train on data/ by the demo recipe."""
-    from kineograph.cli.recipes import read_recipe
-    from pipelines.train.config import TrainConfig
+    from kineograph.cli.recipes import recipe_path
     from pipelines.train.pipeline import train as run_training
+    from pipelines.train.registry import load_train_recipe
 
     overrides = [f"seed={seed}"] + (
         [f"steps={steps}", f"optimizer.warmup_steps={min(50, steps // 4)}"] if steps else []
     )
-    config = read_recipe("train", "demo", TrainConfig, overrides)
+    config = load_train_recipe(recipe_path("train", "demo"), overrides)
     return run_training(config, out / "data", out / "train")
 
 

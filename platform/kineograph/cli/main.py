@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("kineograph.cli.train", "Train a model from a recipe."),
     "generate": ("kineograph.cli.generate", "Make a video from a prompt."),
     "eval": ("kineograph.cli.eval", "Grade a checkpoint and attach the scores to its run."),
+    "model": ("kineograph.cli.model", "Sizes and costs of models."),
     "submit": ("kineograph.cli.submit", "Run data, train or eval on a cluster."),
     "jobs": ("kineograph.cli.jobs", "List, follow and stop submitted jobs."),
     "ui": ("kineograph.cli.ui", "Open the dashboard on loopback."),

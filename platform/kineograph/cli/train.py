@@ -13,6 +13,8 @@ Examples:
   kineo train demo --data runs/data --out runs/train
   kineo train demo --data runs/data --out runs/train --set steps=2000     go on for longer
   kineo train recipe.yaml --dry-run                                       what would be trained
+  kineo train vae --data runs/data --out runs/vae                         an autoencoder, for encode.latents and diffusion
+  kineo train classifier-shape --data runs/data --out runs/shape          a classifier, for filters and evaluation
 """
 
 
@@ -30,23 +32,20 @@ Examples:
 @set_option
 @json_option
 def train(recipe: str, data: Path | None, out: Path, dry_run: bool, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Train a model from RECIPE, a YAML file or the name of a shipped recipe.
+    """Train a model from RECIPE, a YAML file or the name of a shipped recipe, whose kind is diffusion, vae or
+    classifier.
 
     The same command goes on from the last checkpoint of --out.
     """
-    from kineograph.cli.recipes import read_recipe
-    from kineograph.errors import UserError
-    from pipelines.train.config import TrainConfig
+    from kineograph.cli.recipes import recipe_path
+    from pipelines.train.registry import load_train_recipe
 
-    config = read_recipe("train", recipe, TrainConfig, overrides)
-    source = data or config.data.run
+    config = load_train_recipe(recipe_path("train", recipe), overrides)
     if dry_run:
-        from pipelines.train.preflight import preflight, preflight_text
-        from pipelines.train.setup import open_dataset
+        from pipelines.train.pipeline import plan
+        from pipelines.train.preflight import preflight_text
 
-        if source is None:
-            raise UserError("no dataset: give --data RUN, or 'data.run:' in the recipe")
-        facts = preflight(config, open_dataset(config, Path(source)))
+        facts = plan(config, data, out)
         emit(facts, as_json, preflight_text(facts))
         return
     from pipelines.train.pipeline import train as run_training
@@ -55,6 +54,6 @@ def train(recipe: str, data: Path | None, out: Path, dry_run: bool, overrides: t
     lines = (
         f"checkpoint {made['checkpoint']}",
         f"mlflow     run {made['mlflow']['run_id']} in {made['mlflow']['uri']}",
-        f'generate   kineo generate --checkpoint {made["run"]} --prompt "…" --out x.mp4',
+        *made["advice"],
     )
     emit(made, as_json, "\n".join(lines))

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 
+def seed_of(*key: object) -> int:
+    """A seed for torch that depends on ``key`` alone."""
+    text = "\x1f".join(str(part) for part in key)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") & (2**63 - 1)
+
+
 def generator(*key: object) -> torch.Generator:
     """A CPU generator seeded by ``key``, e.g. (seed, epoch, clip_id, "noise")."""
-    text = "\x1f".join(str(part) for part in key)
-    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-    return torch.Generator().manual_seed(seed & (2**63 - 1))
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def normal(shape: tuple[int, ...], *key: object) -> Tensor:

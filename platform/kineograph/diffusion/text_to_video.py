@@ -1,42 +1,63 @@
-"""Prompts in, videos out, from a checkpoint."""
+"""Prompts in, videos out, from a checkpoint.
+
+>>> from kineograph.diffusion.text_to_video import TextToVideo
+>>> from kineograph.media.encode import write_mp4
+>>> model = TextToVideo.load("runs/train")
+>>> video = model.generate(["a red circle moving left"], seeds=[0])[0]  # T H W 3, uint8
+>>> write_mp4("red.mp4", video, model.fps)
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from kineograph.diffusion.conditioning import sample_first_frame_first
-from kineograph.diffusion.flow import FlowConfig, sample_euler
-from kineograph.diffusion.guidance import guided
+from kineograph.diffusion.conditioning import Given, Model, denoiser
+from kineograph.diffusion.few_steps import sampling_path
+from kineograph.diffusion.process import Process
+from kineograph.diffusion.processes import build_process, parse_diffusion
 from kineograph.diffusion.random import normal
+from kineograph.diffusion.request import Known, Request, Sampling
+from kineograph.diffusion.samplers import sample
+from kineograph.diffusion.windows import (
+    Window,
+    block,
+    encode_given,
+    known_ending,
+    known_latents,
+    latents_of,
+    plan_windows,
+)
 from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
-from kineograph.models.stdit import STDiT, STDiTConfig
+from kineograph.models.denoisers import load_denoiser
 from kineograph.models.text import TextEncoder, encode_captions, load_text_encoder
-from kineograph.models.vae import PatchPCA, PatchPCAConfig, to_uint8
+from kineograph.models.vae import Autoencoder, load_autoencoder, to_uint8, to_unit_range
 from kineograph.store.checkpoints import CONFIG, read_config, resolve_checkpoint
 from kineograph.store.loader import pad_texts
 
+OnStep = Callable[[int, int, Tensor], None]
+"""(window, step, estimate of the clean latents (B C T H W)), after each step of a sampler."""
+
 
 class TextToVideo:
-    """A checkpoint ready to generate.
+    """A checkpoint ready to generate."""
 
-    >>> video = TextToVideo.load("runs/train").generate(["a red circle moving left"], seeds=[0])[0]  # T H W 3, uint8
-    """
-
-    def __init__(self, path: Path, config: dict[str, Any], model: STDiT, vae: PatchPCA, device: str) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], model: nn.Module, vae: Autoencoder, device: str) -> None:
         self.path = path
         self.config = config
         self.model = model
         self.vae = vae
         self.device = device
+        self.process: Process = build_process(parse_diffusion(config["diffusion"]))
+        self.sampling = Sampling.model_validate(config["sampling"])
         self._text_encoder: TextEncoder | None = None
 
     @classmethod
@@ -46,19 +67,11 @@ class TextToVideo:
         path = resolve_checkpoint(checkpoint)
         config = read_config(path)
         try:
-            model = STDiT(STDiTConfig.model_validate(config["model"]))
-            vae = PatchPCA(PatchPCAConfig.model_validate(config["vae"]))
+            model = load_denoiser(config["model"], path / f"{weights}.safetensors")
+            return cls(path, config, model.to(device), load_autoencoder(path / "vae").to(device), device)
         except (KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"checkpoint {path} cannot be loaded: {CONFIG} does not describe a model: {reason}"
-            ) from error
-        try:
-            model.load_state_dict(load_file(path / f"{weights}.safetensors"))
-            vae.load_state_dict(load_file(path / "vae.safetensors"))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"checkpoint {path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-        return cls(path, config, model.eval().to(device), vae.to(device), device)
+            raise UserError(f"checkpoint {path} cannot be loaded: {CONFIG} is not of a generator: {reason}") from error
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -73,38 +86,47 @@ class TextToVideo:
         """The video bucket that most training clips were in."""
         return Bucket.parse(self.config["buckets"][0])
 
-    def bucket_for(self, size: str | None, seconds: float | None, fps: float) -> Bucket:
-        """The bucket of ``size`` ("HxW") and the nearest length that the model can make; None is as trained.
+    @property
+    def fps(self) -> float:
+        """Frames per second of the training videos."""
+        return float(self.config["fps"])
 
-        Raises UserError for a size that cannot be read or made.
-        """
+    def bucket_for(self, size: str | None, seconds: float | None, fps: float) -> Bucket:
+        """The bucket of ``size`` ("HxW") and ``seconds``; None is as trained. Raises UserError for what is no size."""
         default = self.default_bucket
         try:
             height, width = (int(n) for n in size.lower().split("x")) if size else (default.height, default.width)
         except ValueError:
             raise UserError(f"--size {size!r}: write height and width, e.g. 32x48") from None
-        frames = default.frames
         if not (0 < fps < math.inf and (seconds is None or 0 < seconds < math.inf)):
             raise UserError("--seconds and --fps must be numbers above zero")
-        if seconds is not None:
-            stride = self.vae.strides[0]
-            frames = 1 + stride * max(0, round((seconds * fps - 1) / stride))
-        if height < 1 or width < 1:
-            raise UserError(f"--size {size!r}: height and width must be above zero")
-        bucket = Bucket(height, width, frames)
-        self.check_bucket(bucket)
-        return bucket
+        if height < 2 or width < 2:
+            raise UserError(f"--size {size!r}: height and width must be 2 or more")
+        frames = default.frames if seconds is None else max(1, round(seconds * fps))
+        return Bucket(height, width, frames)
 
-    def check_bucket(self, bucket: Bucket) -> None:
-        """Raise UserError when the model cannot make frames of this size and number."""
-        frames, rows, columns = self.vae.strides
-        if bucket.height % rows or bucket.width % columns or (bucket.frames - 1) % frames:
-            raise UserError(
-                f"cannot make {bucket.frames} frames of {bucket.height}x{bucket.width}: height and width must be "
-                f"multiples of {rows} and {columns}, frames 1 + a multiple of {frames}"
-            )
+    def request(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        bucket: Bucket | None = None,
+        fps: float | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        known: Known | None = None,
+    ) -> Request:
+        """A request in which what is None is as the checkpoint was trained."""
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
+        sampling = self.sampling
+        if steps is not None:
+            sampling = sampling.model_copy(update={"steps": steps})
+        if guidance_scale is not None:
+            scaled = sampling.guidance.model_copy(update={"scale": guidance_scale})
+            sampling = sampling.model_copy(update={"guidance": scaled})
+        bucket = bucket or self.default_bucket
+        return Request(prompts, seeds, bucket, self.fps if fps is None else fps, sampling, known=known or {})
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[str],
@@ -118,52 +140,154 @@ class TextToVideo:
     ) -> np.ndarray:
         """One video per prompt: uint8 (N T H W 3). What is None is as the checkpoint was trained.
 
-        A prompt's noise depends on its seed and the size alone, so a video does not depend on its neighbours.
-        ``on_progress(videos)`` hears of every finished batch.
+        ``on_progress(videos)`` hears of every finished batch. For more (given frames, samplers, length without memory)
+        see :meth:`request` and :meth:`stream`.
         """
-        bucket = bucket or self.default_bucket
-        self.check_bucket(bucket)
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds")
-        fps = 0.0 if bucket.is_image else (self.config["fps"] if fps is None else fps)
-        steps = steps or self.config["sampling"]["steps"]
-        scale = self.config["sampling"]["guidance_scale"] if guidance_scale is None else guidance_scale
         videos = []
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
-            videos.append(self._batch(prompts[part], seeds[part], bucket, fps, steps, scale))
+            asked = self.request(prompts[part], seeds[part], bucket, fps, steps, guidance_scale)
+            videos.append(np.concatenate(list(self.stream(asked)), axis=1))
             if on_progress is not None:
                 on_progress(len(videos[-1]))
         return np.concatenate(videos)
 
-    def _batch(
+    @torch.inference_mode()
+    def stream(self, request: Request, on_step: OnStep | None = None) -> Iterator[np.ndarray]:
+        """The videos, uint8 (B t H W 3), a stretch of frames at a time: memory does not grow with their length.
+
+        A video's noise depends on its seed, size and place in the video alone, so it does not depend on its neighbours.
+        Sizes that the model does not divide are made larger and cut.
+        """
+        canvas = self._canvas(request.bucket)
+        request = replace(request, known={n: _pad(frame, canvas) for n, frame in request.known.items()})
+        stride = self.vae.strides[0]
+        conditions = self._conditions(request, canvas)
+        carried: Tensor | None = None
+        done, last = 0, request.bucket.frames
+        for number, window in enumerate(self.windows(request)):
+            latents = self._sample_window(request, canvas, conditions, window, number, carried, on_step)
+            frames = self.vae.decode(latents)  # B 3 t H W
+            self._paste(frames, window, request.known)
+            carried = frames
+            fresh = frames[:, :, done - window.start * stride : last - window.start * stride]
+            done += fresh.shape[2]
+            yield to_uint8(fresh[..., : request.bucket.height, : request.bucket.width]).cpu().numpy()
+
+    def windows(self, request: Request) -> list[Window]:
+        """The windows that :meth:`stream` makes. Raises UserError when an overlap does not fit."""
+        stride = self.vae.strides[0]
+        window, overlap = self.window_latents(request.window, request.overlap)
+        latents = latents_of(request.bucket.frames, stride)
+        try:
+            return list(plan_windows(latents, window, overlap, known_ending(latents, request.known, stride)))
+        except ValueError as error:
+            raise UserError(f"this video is longer than the {window} latent frames made at once: {error}") from error
+
+    def window_latents(self, window: int | None, overlap: int | None) -> tuple[int, int]:
+        """Latent frames made at once, and shared by windows that follow each other, of a request's ``window`` and
+        ``overlap``."""
+        trained = max((Bucket.parse(b).frames for b in self.config["buckets"]), default=1)
+        latents = latents_of(window or trained, self.vae.strides[0])
+        return latents, (latents + 1) // 2 if overlap is None else overlap
+
+    def _canvas(self, bucket: Bucket) -> Bucket:
+        """The size in whole latents that holds ``bucket``."""
+        _, rows, columns = self.vae.strides
+        return Bucket(-(-bucket.height // rows) * rows, -(-bucket.width // columns) * columns, bucket.frames)
+
+    def _conditions(self, request: Request, canvas: Bucket) -> tuple[Tensor, ...]:
+        """Text and mask, of the prompts and behind them of the negative prompt (2B …), fps, size (B …)."""
+        n = len(request.prompts)
+        states = encode_captions(self.text_encoder, [*request.prompts, request.negative_prompt])
+        text, mask = pad_texts([*states[:n], *states[n:] * n])  # B prompts, then B times the negative one
+        fps = torch.full((n,), 0.0 if request.bucket.is_image else request.fps)
+        size = torch.tensor([[canvas.height, canvas.width]] * n, dtype=torch.float32)
+        return tuple(t.to(self.device) for t in (text, mask, fps, size))
+
+    def _sample_window(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        bucket: Bucket,
-        fps: float,
-        steps: int,
-        scale: float,
-    ) -> np.ndarray:
-        text, mask = pad_texts(encode_captions(self.text_encoder, prompts))
-        n = len(prompts)
-        predict = guided(
-            self.model,
-            text.to(self.device),
-            mask.to(self.device),
-            torch.full((n,), fps, device=self.device),
-            torch.tensor([[bucket.height, bucket.width]] * n, dtype=torch.float32, device=self.device),
-            scale,
+        request: Request,
+        canvas: Bucket,
+        conditions: tuple[Tensor, ...],
+        window: Window,
+        number: int,
+        carried: Tensor | None,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """Latents (B C T H W) of one window."""
+        _, rows, columns = self.vae.strides
+        shape = (self.vae.channels, window.length, canvas.height // rows, canvas.width // columns)
+        latents, mask = encode_given(self.vae, window, carried, request.known, (len(request.seeds), *shape))
+        noise = self._noise(request, shape, canvas.name, number, "sample")
+        latents, mask = latents.to(self.device), mask.to(self.device)
+        if mask.all():
+            return latents
+        if not mask.any() and request.sampling.first_frame_first and window.length > 1:
+            latents[:, :, :1] = self._sample(request, conditions, noise[:, :, :1], None, number, None)
+            mask[:, 0] = True
+        given = Given(latents, mask) if mask.any() else None
+        return self._sample(request, conditions, noise, given, number, on_step)
+
+    def _sample(
+        self,
+        request: Request,
+        conditions: tuple[Tensor, ...],
+        noise: Tensor,
+        given: Given | None,
+        number: int,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """Sample the frames of noise (B C T H W) that are not given; the others come back as they are."""
+        sampling, bucket = request.sampling, request.bucket
+        pixels, frames, shape = bucket.height * bucket.width, noise.shape[2], tuple(noise.shape[1:])
+        path = sampling_path(
+            sampling.sampler,
+            lambda steps: self.process.path(steps, pixels, frames),
+            sampling.steps,
+            self.process.finest,
         )
-        frames, rows, columns = self.vae.strides
-        shape = (
-            self.vae.channels,
-            1 + (bucket.frames - 1) // frames,
-            bucket.height // rows,
-            bucket.width // columns,
+        model = _with_conditions(self.model, conditions)
+        latents = sample(
+            sampling.sampler,
+            denoiser(self.process, model, path, sampling.guidance, noise, given),
+            noise,
+            path,
+            step_noise=lambda step: self._noise(request, shape, bucket.name, number, f"step {step}"),
+            on_step=None if on_step is None else lambda step, clean: on_step(number, step, clean),
         )
-        noise = torch.stack([normal(shape, "sample", seed, bucket.name) for seed in seeds]).to(self.device)
-        flow = FlowConfig.model_validate(self.config["flow"])
-        sample = sample_first_frame_first if self.config["sampling"]["first_frame_first"] else sample_euler
-        latents = sample(predict, noise, steps, flow.shift)
-        return to_uint8(self.vae.decode(latents)).cpu().numpy()
+        return latents if given is None else torch.where(given.keep, given.latents, latents)
+
+    def _noise(self, request: Request, shape: tuple[int, ...], size: str, window: int, purpose: str) -> Tensor:
+        """Standard normal numbers (B, *shape), each video's of its own seed."""
+        rows = [normal(shape, purpose, seed, size, window) for seed in request.seeds]
+        return torch.stack(rows).to(self.device)
+
+    def _paste(self, frames: Tensor, window: Window, known: Known) -> None:
+        """Put the known frames themselves where the autoencoder's version of them is: frames (B 3 t H W) in place."""
+        stride = self.vae.strides[0]
+        for latent in known_latents(Window(window.start, 0, window.length), known, stride):
+            for number in block(latent, window, stride):
+                pixels = to_unit_range(torch.from_numpy(known[number])[..., None, :, :, :]).to(frames)  # (B) 3 1 H W
+                frames[:, :, number - window.start * stride] = pixels.squeeze(-3)
+
+
+def _pad(frame: np.ndarray, canvas: Bucket) -> np.ndarray:
+    """A frame, uint8 (… H W 3), made as large as ``canvas`` by its last row and column. Raises ValueError when larger."""
+    height, width = frame.shape[-3:-1]
+    missing = ((0, canvas.height - height), (0, canvas.width - width), (0, 0))
+    return np.pad(frame, ((0, 0),) * (frame.ndim - 3) + missing, mode="edge")
+
+
+def _with_conditions(model: nn.Module, conditions: tuple[Tensor, ...]) -> Model:
+    """The model as guidance calls it: rows with their prompt where text is on, else with the negative one."""
+    text, mask, fps, size = conditions
+
+    def call(x: Tensor, time: Tensor, text_on: Tensor) -> Tensor:
+        passes = len(x) // len(fps)
+        row = torch.arange(len(fps), device=x.device).repeat(passes)
+        chosen = torch.where(text_on, row, row + len(fps))
+        output: Tensor = model(x, time, text[chosen], mask[chosen], fps[row], size[row])
+        return output
+
+    return call

@@ -1,13 +1,20 @@
-"""Layers that the transformers share. Letters in trailing comments: B batch, T frames, S patches per frame, N tokens,
-L text tokens, D width, H heads, d width of a head."""
+"""Layers that the transformers share. Letters in trailing comments: B batch, N tokens, L text tokens of one caption,
+M text tokens of all captions of a batch, D width, H heads, d width of a head."""
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kineograph.models.positions import rotate, sinusoidal
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None  # type: ignore[assignment]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -15,91 +22,111 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
-POSITION_PERIOD = 100.0
-"""Longest wavelength of position codes. Grids of patches are short: with the usual 10,000 nearly all channels would be the
-same everywhere."""
-
-
-def sinusoidal(positions: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal features of real ``positions`` (any shape): [..., width], cosines first (Vaswani et al. 2017)."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=positions.device) / half)
-    angles = positions.float()[..., None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def grid_coordinates(height: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column coordinates (height·width each) of a grid of patches around its centre, scaled to resolution.
-
-    The square root of the area is ``base`` long, whatever the number of patches (PixArt-α, appendix).
-    """
-    unit = base / math.sqrt(height * width)
-    rows = (torch.arange(height, device=device) - (height - 1) / 2) * unit
-    columns = (torch.arange(width, device=device) - (width - 1) / 2) * unit
-    return rows.repeat_interleave(width), columns.repeat(height)
-
-
-def spatial_positions(rows: Tensor, columns: Tensor, dim: int) -> Tensor:
-    """2D sine-cosine code (S, dim) of coordinates (S): one half for the row, one for the column."""
-    halves = [sinusoidal(c, dim // 2, POSITION_PERIOD) for c in (rows, columns)]
-    return torch.cat(halves, dim=-1)
-
-
-def rotary_angles(positions: Tensor, channels: int) -> Tensor:
-    """RoPE angles (len(positions), channels/2) (Su et al. 2021)."""
-    frequencies = POSITION_PERIOD ** (-torch.arange(0, channels, 2, device=positions.device) / channels)
-    return positions.float()[:, None] * frequencies
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate pairs of channels of x (..., N, d) by ``angles`` (N, d/2)."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm over the last dimension without weights, which adaLN brings."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 class Attention(nn.Module):
-    """Self- or cross-attention over SDPA with QK-norm (RMS per head; Dehghani et al. 2023) and optional RoPE."""
+    """Self-attention over SDPA, with QK-norm (RMS per head; Dehghani et al. 2023) and optional RoPE."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = True) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        check_heads(width, heads)
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        mask: Tensor | None = None,
-        angles: Tensor | None = None,
-    ) -> Tensor:
-        """x (B N D) attends to ``context`` (B M D; itself when None). ``mask`` (B M) is True where there is something
-        to attend to; ``angles`` (N d/2) rotate queries and keys."""
-        source = x if context is None else context
-        query = self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2))  # B H N d
-        key, value = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # B H M d
-        key = self.key_norm(key)
+    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
+        """x (B N D) attends to itself; ``angles`` (N d/2) rotate queries and keys."""
+        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B H N d
+        key, value = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # B H N d
+        query, key = self.query_norm(query), self.key_norm(key)
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=None if mask is None else mask[:, None, None]
-        )
+        attended = F.scaled_dot_product_attention(query, key, value)
         return self.out(attended.transpose(1, 2).flatten(-2))  # B N D
 
 
-class MLP(nn.Module):
-    """Two linear layers with tanh-GELU between."""
+class PackedTokens(NamedTuple):
+    """The text tokens of a batch one after another, without padding: captions have different lengths, and most of a
+    padded batch is air."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    states: Tensor
+    """(M D)."""
+    starts: Tensor
+    """(B + 1) int32: where each caption starts, and the end."""
+    places: Tensor
+    """(B L) for the longest caption's L: where each token stands in ``states``; 0 where there is none."""
+    mask: Tensor
+    """(B L): True where there is a token."""
+
+
+def pack_tokens(states: Tensor, mask: Tensor) -> PackedTokens:
+    """states (B L D) of which ``mask`` (B L) is True on tokens; every row must have one at least."""
+    lengths = mask.sum(dim=1)
+    starts = F.pad(lengths.cumsum(0), (1, 0))
+    index = torch.arange(int(lengths.max()), device=mask.device)
+    valid = index < lengths[:, None]
+    places = torch.where(valid, starts[:-1, None] + index, 0)
+    return PackedTokens(states[mask], starts.int(), places, valid)
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text over SDPA, with QK-norm."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool = True) -> None:
+        super().__init__()
+        check_heads(width, heads)
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, text: PackedTokens) -> Tensor:
+        """x (B N D) attends to the tokens of its row's caption."""
+        query = self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)))  # B N H d
+        key, value = self.key_value(text.states).unflatten(-1, (2, self.heads, -1)).unbind(1)  # M H d
+        key = self.key_norm(key)
+        if varlen_attn is not None and x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
+            attended = _attend_packed(query, key, value, text)
+        else:
+            # Padded only now, behind the projections; there is no kernel for ragged rows here.
+            key, value = key[text.places].transpose(1, 2), value[text.places].transpose(1, 2)  # B H L d
+            mask = text.mask[:, None, None]  # B 1 1 L
+            attended = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask).transpose(1, 2)
+        return self.out(attended.flatten(-2))  # B N D
+
+
+def _attend_packed(query: Tensor, key: Tensor, value: Tensor, text: PackedTokens) -> Tensor:
+    """Flash attention over rows of different lengths: query (B N H d), key and value (M H d) to (B N H d)."""
+    batch, length = query.shape[:2]
+    starts = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=query.device)
+    packed = varlen_attn(
+        query.flatten(0, 1).to(value.dtype), key.to(value.dtype), value, starts, text.starts, length, text.mask.shape[1]
+    )
+    assert isinstance(packed, Tensor)
+    return packed.unflatten(0, (batch, length))
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise ValueError when ``width`` does not divide into ``heads``."""
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of heads {heads}")
+
+
+class MLP(nn.Module):
+    """Two linear layers with tanh-GELU between; ``out`` channels come out, else as many as go in."""
+
+    def __init__(self, width: int, hidden: int, out: int | None = None) -> None:
         super().__init__()
         self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.down = nn.Linear(hidden, out or width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))

@@ -4,15 +4,17 @@ RUN/checkpoints/step-00001000/
   model.safetensors       weights, fp32
   ema.safetensors         their exponential moving average: what is sampled and graded
   optimizer.safetensors   Adam's moments, named after the weights
-  vae.safetensors
+  extra-….safetensors     state beside the model, such as a discriminator's, where the kind of training has one
+  vae/                    the autoencoder, where the model needs one (models/vae): hard links to RUN/vae
   config.json             what is needed to build the model again, and where it came from
-  digests.json            sha256 of each file above
+  digests.json            sha256 of each file above, by its path in the folder
   _COMPLETE               written last
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 
 from kineograph.errors import UserError
 from kineograph.progress import say
-from kineograph.store.commit import sha256_file, write_bytes, write_json
+from kineograph.store.commit import committed, sha256_file, write_bytes, write_json
 
 CHECKPOINTS = "checkpoints"
 COMPLETE = "_COMPLETE"
@@ -43,9 +45,23 @@ def step_of(folder: Path) -> int:
 
 def seal(folder: Path) -> None:
     """Record the digests of the folder's files, then mark it complete."""
-    files = sorted(p for p in folder.iterdir() if p.name not in (DIGESTS, COMPLETE))
-    write_json(folder / DIGESTS, {p.name: sha256_file(p) for p in files})
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (DIGESTS, COMPLETE))
+    write_json(folder / DIGESTS, {p.relative_to(folder).as_posix(): sha256_file(p) for p in files})
     write_bytes(folder / COMPLETE, b"")
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Put the files of ``source`` into ``target`` as hard links, as copies where the file system cannot link.
+
+    A linked file must never be written in place, only replaced, which is how everything is written here. Raises
+    DiskFullError.
+    """
+    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+        with committed(target / file.relative_to(source)) as temp:
+            try:
+                os.link(file, temp)
+            except OSError:
+                shutil.copyfile(file, temp)
 
 
 def find_fault(folder: Path) -> str:

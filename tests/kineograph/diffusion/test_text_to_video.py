@@ -1,54 +1,31 @@
 """Prompts in, videos out: each video depends on its prompt, its seed and the size, and damage has a name."""
 
-import json
+from __future__ import annotations
 
+import doctest
+import json
+import shutil
+
+import av
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from kineograph.diffusion.flow import FlowConfig
+from kineograph.diffusion import text_to_video
 from kineograph.diffusion.text_to_video import TextToVideo
+from kineograph.diffusion.windows import Window
 from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
-from kineograph.models.stdit import STDiT, STDiTConfig
-from kineograph.models.vae import PatchPCA, PatchPCAConfig
-from kineograph.store.checkpoints import CONFIG, checkpoint_folder, seal
+from kineograph.store.checkpoints import CONFIG, seal
+from tests.kineograph.tiny_checkpoint import FPS, FRAMES, STRIDE, make_checkpoint
 
 PROMPTS = ["a red circle moving left", "a blue square moving up", "a cat"]
+LONG = Bucket(16, 24, 50)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A checkpoint of a model that was never trained but whose output is not zero."""
-    folder = checkpoint_folder(tmp_path_factory.mktemp("train"), 7)
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    vae_config, model_config = (
-        PatchPCAConfig(channels=4),
-        STDiTConfig(in_channels=4, text_width=384, width=32, depth=1, heads=2),
-    )
-    vae, model = PatchPCA(vae_config), STDiT(model_config)
-    vae.fit([torch.rand(3, 9, 16, 16) for _ in range(4)])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape))
-    save_file(model.state_dict(), folder / "model.safetensors")
-    save_file({k: v * 0.5 for k, v in model.state_dict().items()}, folder / "ema.safetensors")
-    save_file(vae.state_dict(), folder / "vae.safetensors")
-    config = {
-        "step": 7,
-        "model": model_config.model_dump(),
-        "vae": vae_config.model_dump(),
-        "flow": FlowConfig(shift=2.0).model_dump(),
-        "text_encoder": {"name": "minilm", "width": 384, "max_tokens": 64},
-        "buckets": ["16x24x9", "16x24x1"],
-        "fps": 8.0,
-        "sampling": {"steps": 3, "guidance_scale": 3.0, "first_frame_first": True},
-    }
-    (folder / CONFIG).write_text(json.dumps(config))
-    seal(folder)
-    return folder
+    return make_checkpoint(tmp_path_factory.mktemp("runs") / "train")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +38,17 @@ def videos(model):
     return model.generate(PROMPTS, seeds=[0, 1, 2])
 
 
+def test_the_example_of_the_module_runs_as_it_stands(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "train").symlink_to(checkpoint.parents[1])
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(text_to_video) == (0, 5)
+    with av.open("red.mp4") as made:
+        assert sum(1 for _ in made.decode(video=0)) == FRAMES
+
+
 def test_by_default_a_video_is_as_trained(videos):
-    assert videos.shape == (3, 9, 16, 24, 3)
+    assert videos.shape == (3, FRAMES, 16, 24, 3)
     assert videos.dtype == np.uint8
 
 
@@ -83,13 +69,22 @@ def test_another_seed_is_another_video(model):
     assert np.abs(zero.astype(int) - one).max() > 1  # more than rounding
 
 
-def test_a_prompt_matters(model):
+def test_a_prompt_and_a_negative_prompt_matter(model):
     circle, square = model.generate(PROMPTS[:2], seeds=[0, 0])
     assert (circle != square).any()
+    asked = model.request(PROMPTS[:1], [0])
+    away = next(model.stream(type(asked)(**{**vars(asked), "negative_prompt": "a cat"})))
+    assert (away[0] != circle).any()
 
 
 def test_an_image_is_a_video_of_one_frame(model):
     assert model.generate(PROMPTS[:1], [0], Bucket(8, 12, 1)).shape == (1, 1, 8, 12, 3)
+
+
+@pytest.mark.parametrize("bucket", [Bucket(9, 13, 2), Bucket(2, 2, 6), Bucket(30, 7, 16)])
+def test_sizes_and_lengths_that_do_not_divide_are_made(model, bucket):
+    shape = model.generate(PROMPTS[:1], [0], bucket).shape
+    assert shape == (1, bucket.frames, bucket.height, bucket.width, 3)
 
 
 def test_progress_counts_every_video(model):
@@ -98,9 +93,54 @@ def test_progress_counts_every_video(model):
     assert counted == [2, 1]
 
 
+class TestLongVideos:
+    def test_they_come_a_window_at_a_time(self, model):
+        asked = model.request(PROMPTS[:2], [0, 1], LONG)
+        pieces = [piece.shape for piece in model.stream(asked)]
+        assert sum(shape[1] for shape in pieces) == LONG.frames
+        assert len(pieces) == len(model.windows(asked))
+        assert all(shape[0] == 2 and 0 < shape[1] <= FRAMES for shape in pieces)
+
+    def test_windows_are_as_trained_and_share_half(self, model):
+        windows = model.windows(model.request(PROMPTS[:1], [0], LONG))
+        assert windows[:2] == [Window(0, 0, 5), Window(2, 3, 5)]
+        assert windows[-1].start + windows[-1].length == 1 - (1 - LONG.frames) // STRIDE
+
+    def test_a_window_goes_on_from_the_one_before(self, model):
+        """Other frames at the end of a window change what comes in the next."""
+        begun = [dict.fromkeys(range(13, 17), np.full((16, 24, 3), shade, np.uint8)) for shade in (0, 255)]
+        dark, light = (list(model.stream(model.request(PROMPTS[:1], [0], LONG, known=known)))[1] for known in begun)
+        assert (dark != light).any(axis=(0, 2, 3, 4)).all()
+
+    def test_an_overlap_that_does_not_fit_is_a_users_error(self, model):
+        asked = model.request(PROMPTS[:1], [0], LONG)
+        with pytest.raises(UserError, match="overlap by 1 to 4, not 5"):
+            model.windows(type(asked)(**{**vars(asked), "overlap": 5}))
+
+
+def test_known_frames_come_back_unchanged_and_lead_the_others(model):
+    random = np.random.default_rng(0)
+    bucket = Bucket(14, 22, FRAMES)
+    known = {n: random.integers(0, 256, (14, 22, 3), dtype=np.uint8) for n in (0, 5, 6, 7, 8, 13, 14, 15, 16)}
+    (video,) = next(model.stream(model.request(PROMPTS[:1], [0], bucket, known=known)))
+    assert all(np.array_equal(video[n], frame) for n, frame in known.items())
+    (plain,) = model.generate(PROMPTS[:1], [0], bucket)
+    assert (plain != video).any(axis=(1, 2, 3)).all()
+
+
+def test_every_step_shows_its_estimate(model):
+    seen = []
+    asked = model.request(PROMPTS[:2], [0, 1], LONG, steps=2)
+    for _ in model.stream(asked, on_step=lambda *step: seen.append(step)):
+        pass
+    assert [step[:2] for step in seen] == [(w, s) for w in range(len(model.windows(asked))) for s in range(2)]
+    assert all(clean.shape == (2, 4, 5, 4, 6) and clean.isfinite().all() for _, _, clean in seen)
+
+
 def test_the_average_and_the_last_weights_can_both_be_loaded(checkpoint, model):
     last = TextToVideo.load(checkpoint, weights="model")
-    assert not torch.equal(last.model.to_patches.weight, model.model.to_patches.weight)
+    for name, tensor in last.model.state_dict().items():
+        assert torch.equal(tensor * 0.5, model.model.state_dict()[name])
 
 
 def test_a_training_run_stands_for_its_newest_checkpoint(checkpoint):
@@ -110,15 +150,15 @@ def test_a_training_run_stands_for_its_newest_checkpoint(checkpoint):
 @pytest.mark.parametrize(
     ("size", "seconds", "bucket"),
     [
-        (None, None, Bucket(16, 24, 9)),
-        ("8x12", None, Bucket(8, 12, 9)),
-        ("8X12", 1.0, Bucket(8, 12, 9)),
+        (None, None, Bucket(16, 24, FRAMES)),
+        ("8x12", None, Bucket(8, 12, FRAMES)),
+        ("8X13", 1.0, Bucket(8, 13, 8)),
         (None, 0.01, Bucket(16, 24, 1)),
-        (None, 2.0, Bucket(16, 24, 17)),
+        (None, 2.0, Bucket(16, 24, 16)),
     ],
 )
-def test_a_length_is_rounded_to_what_can_be_made(model, size, seconds, bucket):
-    assert model.bucket_for(size, seconds, 8.0) == bucket
+def test_a_size_and_a_length_are_made_as_asked(model, size, seconds, bucket):
+    assert model.bucket_for(size, seconds, FPS) == bucket
 
 
 @pytest.mark.parametrize(
@@ -127,9 +167,8 @@ def test_a_length_is_rounded_to_what_can_be_made(model, size, seconds, bucket):
         ("big", None, "write height and width"),
         ("8x", None, "write height and width"),
         ("8x8x8", None, "write height and width"),
-        ("0x8", None, "above zero"),
-        ("-8x8", None, "above zero"),
-        ("9x12", None, "multiples of 4"),
+        ("0x8", None, "must be 2 or more"),
+        ("-8x8", None, "must be 2 or more"),
         (None, 0.0, "above zero"),
         (None, -1.0, "above zero"),
         (None, float("nan"), "above zero"),
@@ -138,7 +177,7 @@ def test_a_length_is_rounded_to_what_can_be_made(model, size, seconds, bucket):
 )
 def test_a_size_that_cannot_be_made_is_refused(model, size, seconds, message):
     with pytest.raises(UserError, match=message):
-        model.bucket_for(size, seconds, 8.0)
+        model.bucket_for(size, seconds, FPS)
 
 
 def test_prompts_and_seeds_must_pair(model):
@@ -156,45 +195,37 @@ def test_an_empty_run_is_a_users_error(tmp_path):
         TextToVideo.load(tmp_path)
 
 
-def copy_of(checkpoint, tmp_path):
-    import shutil
+class TestDamage:
+    @pytest.fixture
+    def folder(self, checkpoint, tmp_path):
+        return shutil.copytree(checkpoint, tmp_path / checkpoint.name)
 
-    return shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    def test_a_flipped_bit_is_a_users_error(self, folder):
+        data = bytearray((folder / "ema.safetensors").read_bytes())
+        data[-1] ^= 1
+        (folder / "ema.safetensors").write_bytes(data)
+        with pytest.raises(UserError, match=r"damaged: the bytes of ema\.safetensors"):
+            TextToVideo.load(folder)
 
+    @pytest.mark.parametrize("name", ["ema.safetensors", "vae/model.safetensors"])
+    @pytest.mark.parametrize("data", [b"", b"not tensors"])
+    def test_weights_that_were_sealed_broken_are_a_users_error(self, folder, name, data):
+        (folder / name).write_bytes(data)
+        seal(folder)
+        with pytest.raises(UserError, match=r"cannot be loaded|is damaged"):
+            TextToVideo.load(folder)
 
-def test_a_flipped_bit_is_a_users_error(checkpoint, tmp_path):
-    folder = copy_of(checkpoint, tmp_path)
-    data = bytearray((folder / "ema.safetensors").read_bytes())
-    data[-1] ^= 1
-    (folder / "ema.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match=r"damaged: the bytes of ema\.safetensors"):
-        TextToVideo.load(folder)
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": {"width": 3}}'])
+    def test_a_config_that_was_sealed_broken_is_a_users_error(self, folder, text):
+        (folder / CONFIG).write_text(text)
+        seal(folder)
+        with pytest.raises(UserError, match=r"config\.json"):
+            TextToVideo.load(folder)
 
-
-@pytest.mark.parametrize("name", ["ema.safetensors", "vae.safetensors"])
-@pytest.mark.parametrize("data", [b"", b"not tensors"])
-def test_weights_that_were_sealed_broken_are_a_users_error(checkpoint, tmp_path, name, data):
-    folder = copy_of(checkpoint, tmp_path)
-    (folder / name).write_bytes(data)
-    seal(folder)
-    with pytest.raises(UserError, match="cannot be loaded"):
-        TextToVideo.load(folder)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": {"width": 3}}'])
-def test_a_config_that_was_sealed_broken_is_a_users_error(checkpoint, tmp_path, text):
-    folder = copy_of(checkpoint, tmp_path)
-    (folder / CONFIG).write_text(text)
-    seal(folder)
-    with pytest.raises(UserError, match=r"config\.json"):
-        TextToVideo.load(folder)
-
-
-def test_weights_of_another_model_are_a_users_error(checkpoint, tmp_path):
-    folder = copy_of(checkpoint, tmp_path)
-    config = json.loads((folder / CONFIG).read_text())
-    config["model"]["width"] = 64
-    (folder / CONFIG).write_text(json.dumps(config))
-    seal(folder)
-    with pytest.raises(UserError, match="cannot be loaded"):
-        TextToVideo.load(folder)
+    def test_weights_of_another_model_are_a_users_error(self, folder):
+        config = json.loads((folder / CONFIG).read_text())
+        config["model"]["width"] = 64
+        (folder / CONFIG).write_text(json.dumps(config))
+        seal(folder)
+        with pytest.raises(UserError, match="cannot be loaded"):
+            TextToVideo.load(folder)

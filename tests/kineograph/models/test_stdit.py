@@ -1,18 +1,50 @@
-"""STDiT: shapes, a timestep for each frame, captions that are there or not, and what a start is."""
+"""STDiT: three layouts, any size, a timestep for each frame, captions that are there or not, and what a start is."""
+
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from kineograph.models.stdit import STDiT, STDiTConfig, TextNorm
+from kineograph.models.layers import modulate, pack_tokens
+from kineograph.models.positions import grid_coordinates, rope_axes
+from kineograph.models.stdit import STDiT, STDiTBlock, STDiTConfig, block_axes
 
 C, TEXT = 4, 12
+PUBLISHED = {"pooled_text": False, "text_mlp": True, "null_tokens": 3, "learn_sigma": True, "period": 10_000.0}
+LAYOUTS = {
+    "own": {},
+    "full": {"layout": "full"},
+    "alternating": {"layout": "alternating"},
+    "opensora_v1": {
+        **PUBLISHED,
+        "plain_time": True,
+        "qk_norm": "none",
+        "rope": "none",
+        "conditions": (),
+        "grid": "fixed",
+    },
+    "opensora_v3": {
+        **PUBLISHED,
+        "layout": "alternating",
+        "qk_norm": "self",
+        "rope": "time",
+        "conditions": ("fps",),
+        "grid": "by_resolution",
+        "grid_base": 32.0,
+        "remodulate_given": True,
+    },
+}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def inputs(frames=3, height=6, width=4, batch=2, tokens=5):
     g = torch.Generator().manual_seed(1)
     return {
         "latents": torch.randn(batch, C, frames, height, width, generator=g),
-        "timestep": torch.rand(batch, frames, generator=g),
+        "timestep": 1000 * torch.rand(batch, frames, generator=g),
         "text": torch.randn(batch, tokens, TEXT, generator=g),
         "text_mask": torch.ones(batch, tokens, dtype=torch.bool),
         "fps": torch.full((batch,), 8.0),
@@ -20,175 +52,317 @@ def inputs(frames=3, height=6, width=4, batch=2, tokens=5):
     }
 
 
-def build(patch=(1, 2, 2), **shape):
+def build(layout="own", **shape):
     torch.manual_seed(0)
-    return STDiT(
-        STDiTConfig(in_channels=C, text_width=TEXT, patch=patch, **{"width": 32, "depth": 2, "heads": 4, **shape})
-    )
+    small = {"width": 32, "depth": 2, "heads": 4}
+    return STDiT(STDiTConfig(in_channels=C, text_width=TEXT, **small | LAYOUTS[layout] | shape))
 
 
-@pytest.fixture
-def fresh():
-    return build()
-
-
-@pytest.fixture
-def model():
+def trained(layout="own", **shape):
     """One whose zeros have been learned away, so that every input matters."""
-    model = build()
+    model = build(layout, **shape)
     g = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=g))
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=g))
     return model.eval()
 
 
-@pytest.mark.parametrize(("frames", "height", "width"), [(1, 4, 4), (3, 5, 7), (2, 1, 3), (4, 6, 2)])
-@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (1, 2, 3)])
-def test_the_velocity_has_the_shape_of_the_latents(patch, frames, height, width):
-    given = inputs(frames, height, width)
-    assert build(patch)(**given).shape == given["latents"].shape
+def without_attention(model, axes):
+    """The model with nothing coming out of attention along ``axes``."""
+    with torch.no_grad():
+        for block in model.blocks:
+            for axis in set(axes) & set(block.axes):
+                block.attention[axis].out.weight.zero_()
+    return model
 
 
-def test_the_last_layer_of_a_fresh_model_says_zero(fresh):
-    said = []
-    fresh.to_patches.register_forward_hook(lambda module, given, out: said.append(out))
-    fresh(**inputs())
-    assert not said[0].any()
+def said(model, changes=None, **size):
+    with torch.inference_mode():
+        return model(**inputs(**size) | (changes or {}))
 
 
-@pytest.mark.parametrize("timestep", [1.0, 0.5, 0.05])
-def test_clean_latents_that_are_predicted_are_told_as_the_velocity_from_them(timestep):
-    given = {**inputs(), "timestep": torch.full((2, 3), timestep)}
-    velocity = build(prediction="clean")(**given)  # a fresh model says that the clean latents are zero
-    torch.testing.assert_close(given["latents"] - timestep * velocity, torch.zeros_like(velocity), atol=1e-6, rtol=0)
+class TestOutput:
+    @every_layout
+    @pytest.mark.parametrize(("frames", "height", "width"), [(1, 4, 4), (3, 5, 7), (2, 1, 3), (4, 6, 2)])
+    @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (1, 2, 3)])
+    def test_has_the_size_of_the_latents(self, layout, patch, frames, height, width):
+        model = build(layout, patch=patch)
+        channels = 2 * C if model.config.learn_sigma else C
+        assert said(model, frames=frames, height=height, width=width).shape == (2, channels, frames, height, width)
+
+    @every_layout
+    def test_of_a_fresh_model_is_zero(self, layout):
+        assert not said(build(layout)).any()
+
+    @every_layout
+    def test_is_as_good_in_bf16(self, layout):
+        changes = {k: v.bfloat16() if k in ("latents", "text") else v for k, v in inputs().items()}
+        exact = said(trained(layout))
+        rounded = said(trained(layout).bfloat16(), changes)
+        assert rounded.dtype == torch.bfloat16
+        assert (rounded.float() - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
+
+    @every_layout
+    def test_is_the_same_after_a_round_trip_through_a_file(self, layout, tmp_path):
+        model, other = trained(layout), build(layout)
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        assert torch.equal(said(other.eval()), said(model))
+
+    @every_layout
+    def test_what_is_padded_to_whole_patches_is_zero(self, layout):
+        """Odd sides are those of the model on zeros in their place, cut to size."""
+        model, given = trained(layout), inputs(height=5, width=3)
+        padded = torch.nn.functional.pad(given["latents"], (0, 1, 0, 1))
+        torch.testing.assert_close(
+            said(model, given), said(model, given | {"latents": padded})[..., :5, :3], atol=1e-5, rtol=0
+        )
 
 
-def test_without_noise_the_velocity_stays_finite():
-    given = {**inputs(), "timestep": torch.zeros(2, 3)}
-    assert build(prediction="clean")(**given).isfinite().all()
-
-
-def test_after_one_step_gradients_reach_every_parameter(fresh):
-    optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1)
-    given = inputs()
+@every_layout
+def test_gradients_reach_every_parameter_in_three_steps(layout):
+    model, given = build(layout), inputs()
     given["text_mask"][0] = False  # the parameter for "no caption" is used as well
-    target = torch.randn(given["latents"].shape, generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    target = torch.randn(model(**given).shape, generator=torch.Generator().manual_seed(3))
     for _ in range(3):  # zeros open one after the other: the output, then the gates, then what is behind them
         optimizer.zero_grad()
-        (fresh(**given) - target).square().mean().backward()
+        (model(**given) - target).square().mean().backward()
         optimizer.step()
-    still = [name for name, p in fresh.named_parameters() if p.grad is None or not p.grad.any()]
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, _ in model.named_parameters()} - trainable.keys() <= {"time_frequencies"}  # RoPE's
+    still = [name for name, p in trainable.items() if p.grad is None or not p.grad.any()]
     assert still == []
 
 
-def test_each_frame_has_a_timestep_of_its_own(model):
-    with torch.no_grad():
-        for block in model.blocks:  # without attention over time nothing else can carry one frame's timestep to another
-            block.temporal.out.weight.zero_()
-        given = inputs()
-        before = model(**given)
-        given["timestep"][:, 1] += 0.3
-        changed = (model(**given) - before).abs().amax(dim=(0, 1, 3, 4)) > 1e-6
-    assert changed.tolist() == [False, True, False]
+class TestFrames:
+    @every_layout
+    def test_each_has_a_timestep_of_its_own(self, layout):
+        # Without attention over time nothing else can carry one frame's timestep to another.
+        model = without_attention(trained(layout, remodulate_given=False), ["time", "full"])
+        changed = inputs()["timestep"] + torch.tensor([0.0, 300.0, 0.0])
+        difference = (said(model, {"timestep": changed}) - said(model)).abs().amax(dim=(0, 1, 3, 4))
+        assert (difference > 1e-4).tolist() == [False, True, False]
+
+    @every_layout
+    def test_see_each_other(self, layout):
+        model, latents = trained(layout), inputs()["latents"]
+        latents[:, :, 2] += 1
+        assert (said(model, {"latents": latents}) - said(model))[:, :, 0].abs().max() > 1e-4
+
+    @every_layout
+    def test_are_told_apart_by_their_order(self, layout):
+        model, given = trained(layout), inputs()
+        backward = {"latents": given["latents"].flip(2), "timestep": given["timestep"].flip(1)}
+        assert (said(model, backward).flip(2) - said(model)).abs().max() > 1e-4
+
+    def test_have_no_order_where_there_is_no_position_in_time(self):
+        model, given = trained("alternating", rope="none"), inputs()
+        backward = {"latents": given["latents"].flip(2), "timestep": given["timestep"].flip(1)}
+        torch.testing.assert_close(said(model, backward).flip(2), said(model), atol=1e-5, rtol=0)
+
+    def test_counted_in_units_of_two_are_coded_as_half_as_many(self):
+        place = torch.zeros(1)
+        _, code = build("opensora_v1")._positions_in_time(3, place, place)
+        _, slow = build("opensora_v1", frame_base=2.0)._positions_in_time(5, place, place)
+        torch.testing.assert_close(slow[::2], code)
 
 
-def test_frames_see_each_other_through_attention_over_time(model):
-    given = inputs()
-    before = model(**given)
-    given["latents"][:, :, 2] += 1
-    assert (model(**given) - before)[:, :, 0].abs().max() > 1e-4
+class TestPlaces:
+    @every_layout
+    def test_see_each_other(self, layout):
+        model, latents = trained(layout), inputs()["latents"]
+        latents[:, :, 1, :2, :2] += 1
+        assert (said(model, {"latents": latents}) - said(model))[:, :, 1, 4:, 2:].abs().max() > 1e-4
+
+    @every_layout
+    def test_are_told_apart(self, layout):
+        model, latents = trained(layout, patch=(1, 1, 1)), inputs()["latents"]
+        for axis in (3, 4):
+            flipped = said(model, {"latents": latents.flip(axis)}).flip(axis)
+            assert (flipped - said(model)).abs().max() > 1e-4
 
 
-def test_clips_of_a_batch_do_not_see_each_other(model):
-    given = inputs()
-    alone = model(**{name: value[:1] for name, value in given.items()})
-    torch.testing.assert_close(model(**given)[:1], alone, atol=1e-5, rtol=0)
+class TestClips:
+    @every_layout
+    def test_of_a_batch_do_not_see_each_other(self, layout):
+        model, given = trained(layout), inputs()
+        alone = said(model, {name: value[:1] for name, value in given.items()})
+        torch.testing.assert_close(said(model)[:1], alone, atol=1e-5, rtol=0)
+
+    @every_layout
+    def test_may_stand_in_any_order(self, layout):
+        model, given = trained(layout), inputs(batch=3)
+        given["text_mask"][0, 2:], given["text_mask"][1] = False, False
+        order = torch.tensor([2, 0, 1])
+        shuffled = said(model, {name: value[order] for name, value in given.items()})
+        torch.testing.assert_close(shuffled, said(model, given)[order], atol=1e-5, rtol=0)
 
 
-def test_padded_text_is_as_if_it_were_not_there(model):
-    given = inputs()
-    padding = torch.full((2, 3, TEXT), 9.0)
-    padded = {
-        **given,
-        "text": torch.cat([given["text"], padding], dim=1),
-        "text_mask": torch.cat([given["text_mask"], torch.zeros(2, 3, dtype=torch.bool)], dim=1),
-    }
-    torch.testing.assert_close(model(**padded), model(**given), atol=1e-5, rtol=0)
+class TestText:
+    @every_layout
+    def test_padding_is_as_if_it_were_not_there(self, layout):
+        model, given = trained(layout), inputs()
+        padded = {
+            "text": torch.cat([given["text"], torch.full((2, 3, TEXT), 9.0)], dim=1),
+            "text_mask": torch.cat([given["text_mask"], torch.zeros(2, 3, dtype=torch.bool)], dim=1),
+        }
+        torch.testing.assert_close(said(model, padded), said(model), atol=1e-5, rtol=0)
+
+    @every_layout
+    def test_without_a_caption_the_padding_is_not_read(self, layout):
+        model, nothing = trained(layout), torch.zeros(2, 5, dtype=torch.bool)
+        other = {"text_mask": nothing, "text": torch.full((2, 5, TEXT), 9.0)}
+        assert torch.equal(said(model, other), said(model, {"text_mask": nothing}))
+
+    @every_layout
+    def test_a_row_without_tokens_is_the_same_in_any_batch(self, layout):
+        model, given = trained(layout), inputs()
+        given["text_mask"][0] = False
+        alone = {name: value[:1] for name, value in given.items()}
+        alone["text"], alone["text_mask"] = torch.zeros(1, 1, TEXT), torch.zeros(1, 1, dtype=torch.bool)
+        torch.testing.assert_close(said(model, given)[:1], said(model, alone), atol=1e-5, rtol=0)
+
+    @every_layout
+    def test_no_caption_is_the_caption_of_the_null_tokens(self, layout):
+        model, given = trained(layout, pooled_text=False), inputs()
+        null = model.null_text.detach().expand(2, -1, -1)
+        told = {"text": null, "text_mask": torch.ones(null.shape[:2], dtype=torch.bool)}
+        given["text_mask"][:] = False
+        torch.testing.assert_close(said(model, given), said(model, told), atol=1e-5, rtol=0)
+
+    @every_layout
+    def test_tokens_have_no_order_of_their_own(self, layout):
+        model = trained(layout)
+        torch.testing.assert_close(said(model, {"text": inputs()["text"].flip(1)}), said(model), atol=1e-5, rtol=0)
 
 
-def test_without_a_caption_the_padding_is_not_read(model):
-    given = inputs()
-    given["text_mask"][:] = False
-    before = model(**given)
-    given["text"] = torch.full_like(given["text"], 9.0)
-    assert torch.equal(model(**given), before)
+CONDITIONS = {
+    "text": lambda x: x + 1,
+    "text_mask": lambda x: x & (torch.arange(5) < 3),
+    "timestep": lambda x: x / 2,
+    "fps": lambda x: x * 2,
+    "size": lambda x: x * 2,
+}
 
 
-def test_a_row_without_tokens_is_the_same_in_any_batch(model):
-    given = inputs()
-    given["text_mask"][0] = False
-    short = {name: value[:1] for name, value in given.items()}
-    short["text"], short["text_mask"] = torch.zeros(1, 1, TEXT), torch.zeros(1, 1, dtype=torch.bool)
-    torch.testing.assert_close(model(**given)[:1], model(**short), atol=1e-5, rtol=0)
+@every_layout
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_matters_where_the_model_has_it(layout, name):
+    model, given = trained(layout, grid="centred"), inputs()
+    differ = (said(model, {name: CONDITIONS[name](given[name])}) - said(model)).abs().max() > 1e-4
+    wanted = {"fps": "fps", "size": "height"}.get(name)
+    assert differ == (wanted is None or wanted in model.config.conditions)
 
 
-@pytest.mark.parametrize("condition", ["text", "fps", "size"])
-def test_every_condition_matters(model, condition):
-    given = inputs()
-    before = model(**given)
-    given[condition] = given[condition] * 2 + 1
-    assert (model(**given) - before).abs().max() > 1e-4
+@every_layout
+def test_time_is_told_in_thousandths(layout):
+    """A step of one is nearly nothing, and the whole way is not."""
+    model, ones = trained(layout), torch.ones(2, 3)
+    at = [said(model, {"timestep": t * ones}) for t in (500.0, 501.0, 1000.0)]
+    near, far = ((at[0] - other).square().mean().sqrt() for other in at[1:])
+    assert near < 0.3 * far
 
 
-@pytest.mark.parametrize("shape", [{"width": 30}, {"width": 24, "heads": 4}, {"patch": (2, 2, 2)}])
-def test_a_shape_that_cannot_work_is_refused(shape):
-    with pytest.raises(ValueError, match="must"):
-        STDiTConfig(in_channels=C, text_width=TEXT, **{"width": 32, "heads": 4, **shape})
+def test_the_resolution_decides_where_patches_of_v3_are():
+    """Twice the pixels and twice the patches: each fourth patch stands where it stood (Open-Sora v1.2)."""
+    model = build("opensora_v3")
+    coarse, fine = (model._coordinates((4, 4), torch.zeros(1), torch.tensor([[side, side]])) for side in (64.0, 128.0))
+    for few, many in zip(coarse, fine, strict=True):
+        torch.testing.assert_close(few, 2 * many)
 
 
-class TestTextNorm:
-    @pytest.fixture
-    def captions(self):
-        """States of 400 captions whose channels differ in place and spread, the last hardly at all."""
-        g = torch.Generator().manual_seed(4)
-        spread = torch.tensor([3.0, 1.0, 0.5, 0.2])
-        base = torch.randn(400, 1, 4, generator=g) * spread
-        return list(base + 0.1 * torch.randn(400, 6, 4, generator=g) * spread + 5)
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"width": 30}, "multiple of 4"),
+        ({"width": 36, "heads": 8}, "multiple of 4 and of heads"),
+        ({"width": 12, "heads": 4}, "even width"),
+        ({"width": 16, "heads": 4, "layout": "full"}, "6 or more, not 4"),
+        ({"patch": (2, 2, 2)}, "one latent frame"),
+        ({"patch": (1, 0, 2)}, "one latent frame"),
+        ({"plain_time": True, "layout": "full"}, "joined"),
+        ({"layout": "full", "rope": "time"}, "not over time alone"),
+        ({"conditions": ("colour",)}, "conditions"),
+        ({"heads": 0}, "greater than"),
+        ({"typo": 1}, "typo"),
+    ],
+)
+def test_a_shape_that_cannot_work_is_refused(shape, said):
+    with pytest.raises(ValueError, match=said):
+        STDiTConfig(**{"in_channels": C, "text_width": TEXT, "width": 32, "heads": 4} | shape)
 
-    @pytest.fixture
-    def norm(self, captions):
-        norm = TextNorm(4)
-        norm.fit(captions)
-        return norm
 
-    def test_tokens_are_standardised(self, norm, captions):
-        states, _ = norm(torch.stack(captions), torch.ones(400, 6, dtype=torch.bool))
-        flat = states.flatten(0, 1)
-        torch.testing.assert_close(flat.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
-        torch.testing.assert_close(flat.std(0), torch.ones(4), atol=1e-3, rtol=0)
+@pytest.mark.parametrize("hidden", [61, 115, 448])
+def test_any_hidden_width_can_be_asked_for_as_a_ratio(hidden):
+    block = STDiTBlock(
+        STDiTConfig(in_channels=C, text_width=TEXT, width=112, heads=4, mlp_ratio=hidden / 112), ("space",)
+    )
+    assert block.mlp.up.out_features == hidden
 
-    def test_pooled_captions_are_white(self, norm, captions):
-        _, pooled = norm(torch.stack(captions), torch.ones(400, 6, dtype=torch.bool))
-        # Every direction is shrunk by variance / (variance + floor·largest), which is above 0.99 for these.
-        torch.testing.assert_close(torch.cov(pooled.T), torch.eye(4), atol=0.01, rtol=0)
 
-    def test_a_direction_without_variance_is_not_blown_up(self):
-        g = torch.Generator().manual_seed(5)
-        line = torch.randn(200, 1, 1, generator=g) * torch.tensor([1.0, 1.0])  # nothing in (1, -1)
-        norm = TextNorm(2)
-        norm.fit(list(line + 1e-5 * torch.randn(200, 1, 2, generator=g)))
-        assert float(norm.whitening.abs().max()) < 1 / norm.floor
+def attend(attention, x, allowed, angles=None):
+    """Attention of x (B N D) to all of itself where ``allowed`` (N N), written down plainly."""
+    query, key, value = (
+        y.unflatten(-1, (attention.heads, -1)) for y in (attention.query(x), *attention.key_value(x).chunk(2, dim=-1))
+    )
+    if isinstance(attention.query_norm, torch.nn.RMSNorm):
+        query = query / (query.square().mean(-1, True) + 1e-6).sqrt() * attention.query_norm.weight
+        key = key / (key.square().mean(-1, True) + 1e-6).sqrt() * attention.key_norm.weight
+    if angles is not None:
+        turns = torch.polar(torch.ones_like(angles), angles)[:, None]  # N 1 d/2
+        query, key = (
+            torch.view_as_real(torch.view_as_complex(y.unflatten(-1, (-1, 2)).contiguous()) * turns).flatten(-2)
+            for y in (query, key)
+        )
+    scores = torch.einsum("bnhd,bmhd->bhnm", query, key) / math.sqrt(query.shape[-1])
+    weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
+    return attention.out(torch.einsum("bhnm,bmhd->bnhd", weights, value).flatten(2))
 
-    def test_a_row_without_tokens_pools_to_zero(self, norm):
-        _, pooled = norm(torch.randn(2, 3, 4), torch.tensor([[False] * 3, [True] * 3]))
-        assert not pooled[0].any()
 
-    def test_unfitted_it_changes_nothing(self):
-        states = torch.randn(2, 3, 4)
-        assert torch.equal(TextNorm(4)(states, torch.ones(2, 3, dtype=torch.bool))[0], states)
+class TestFactorisedAttention:
+    """Attention within frames, or of a place over time, is attention to the whole video under a mask."""
 
-    def test_a_single_caption_leaves_it_as_it_is(self):
-        norm = TextNorm(4)
-        norm.fit([torch.randn(3, 4)])
-        assert torch.equal(norm.whitening, torch.eye(4))
+    @settings(deadline=None, max_examples=40)
+    @given(
+        layout=st.sampled_from(["own", "alternating", "full", "opensora_v3"]),
+        frames=st.integers(1, 4),
+        rows=st.integers(1, 4),
+        columns=st.integers(1, 4),
+        seed=st.integers(0, 99),
+    )
+    def test_is_full_attention_under_a_mask(self, layout, frames, rows, columns, seed):
+        shape = {"in_channels": C, "text_width": TEXT, "width": 24, "heads": 2, "depth": 1}
+        config = STDiTConfig(**shape | LAYOUTS[layout])
+        places = rows * columns
+        index = [torch.arange(frames), *grid_coordinates("centred", rows, columns, 8.0, torch.device("cpu"))]
+        frame, place = index[0].repeat_interleave(places), torch.arange(places).repeat(frames)
+        row, column = index[1].repeat(frames), index[2].repeat(frames)
+        masks = {"space": frame[:, None] == frame, "time": place[:, None] == place}
+        masks["full"] = torch.ones_like(masks["space"])
+        turns = {
+            "space": rope_axes((row, column), 12, config.period).double() if config.rope == "space_time" else None,
+            "time": rope_axes((frame,), 12, config.period).double(),
+            "full": rope_axes((frame, row, column), 12, config.period).double(),
+        }
+        model = STDiT(config)
+        angles, _ = model._positions_in_time(frames, *index[1:])
+        torch.manual_seed(seed)
+        x, shared = torch.randn(2, frames, places, 24).double(), torch.randn(2, frames, 9, 24).double()
+        text = pack_tokens(torch.randn(2, 3, 24).double(), torch.tensor([[True, True, True], [False, True, False]]))
+        for axes in block_axes(config):
+            block = STDiTBlock(config, axes).double()
+            torch.nn.init.normal_(block.cross.out.weight)
+            ours = block(x, shared[:, :, : len(block.modulation)], text, angles)
+            parts = (shared[:, :, : len(block.modulation)] + block.modulation)[:, frame].split(3, dim=2)  # B N 3 D
+            y = x.flatten(1, 2)
+            for axis, part in zip(axes, parts[:-1], strict=True):
+                shift, scale, gate = part.unbind(2)
+                normed = torch.nn.functional.layer_norm(y, (24,), eps=1e-6)
+                y = y + gate * attend(block.attention[axis], modulate(normed, shift, scale), masks[axis], turns[axis])
+            y = y + block.cross(y, text)
+            shift, scale, gate = parts[-1].unbind(2)
+            y = y + gate * block.mlp(modulate(torch.nn.functional.layer_norm(y, (24,), eps=1e-6), shift, scale))
+            torch.testing.assert_close(ours, y.view_as(ours), atol=1e-6, rtol=1e-6)

@@ -1,7 +1,10 @@
 """Checkpoints: whole or not used, and it is said which and why."""
 
+import errno
 import json
+import os
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,6 +17,7 @@ from kineograph.store.checkpoints import (
     find_fault,
     keep_newest,
     latest_checkpoint,
+    link_folder,
     list_checkpoints,
     read_config,
     resolve_checkpoint,
@@ -26,6 +30,8 @@ def save(run, step):
     folder = checkpoint_folder(run, step)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(bytes(range(100)))
+    (folder / "vae").mkdir()
+    (folder / "vae" / "model.safetensors").write_bytes(bytes(range(50)))
     (folder / CONFIG).write_text(json.dumps({"step": step}))
     seal(folder)
     return folder
@@ -47,6 +53,7 @@ def flip_a_bit(folder):
 DAMAGE = {
     "the bytes of model.safetensors": flip_a_bit,
     "model.safetensors is missing": lambda folder: (folder / "model.safetensors").unlink(),
+    "vae/model.safetensors is missing": lambda folder: (folder / "vae" / "model.safetensors").unlink(),
     "config.json is missing": lambda folder: (folder / CONFIG).unlink(),
     "it was not finished": lambda folder: (folder / COMPLETE).unlink(),
     "digests.json cannot be read": lambda folder: (folder / DIGESTS).unlink(),
@@ -119,6 +126,32 @@ def test_a_config_that_cannot_be_read_is_a_users_error(run):
     (folder / CONFIG).write_text("{")
     with pytest.raises(UserError, match=r"config\.json of checkpoint .* cannot be read"):
         read_config(folder)
+
+
+class TestLinkFolder:
+    @pytest.fixture
+    def source(self, tmp_path):
+        (tmp_path / "source" / "inner").mkdir(parents=True)
+        (tmp_path / "source" / "config.json").write_text("{}")
+        (tmp_path / "source" / "inner" / "weights").write_bytes(b"weights")
+        return tmp_path / "source"
+
+    def test_the_files_are_the_same_ones(self, source, tmp_path):
+        link_folder(source, tmp_path / "target")
+        for name in ("config.json", "inner/weights"):
+            assert (tmp_path / "target" / name).samefile(source / name)
+
+    def test_they_are_copied_where_they_cannot_be_linked(self, source, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EXDEV, "another device")))
+        link_folder(source, tmp_path / "target")
+        copy = tmp_path / "target" / "inner" / "weights"
+        assert copy.read_bytes() == b"weights"
+        assert not copy.samefile(source / "inner" / "weights")
+
+    def test_nothing_else_is_left(self, source, tmp_path):
+        link_folder(source, tmp_path / "target")
+        left = {p.relative_to(tmp_path / "target").as_posix() for p in (tmp_path / "target").rglob("*") if p.is_file()}
+        assert left == {"config.json", "inner/weights"}
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, [30]), (2, [20, 30]), (3, [10, 20, 30]), (9, [10, 20, 30])])

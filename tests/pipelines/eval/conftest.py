@@ -12,7 +12,7 @@ from kineograph.diffusion.text_to_video import TextToVideo
 from kineograph.media.encode import encode_h264
 from kineograph.media.geometry import Bucket
 from kineograph.models.stdit import STDiT, STDiTConfig
-from kineograph.models.vae import PatchPCA, PatchPCAConfig, to_unit_range
+from kineograph.models.vae import PatchPCA, PatchPCAConfig, save_autoencoder, to_unit_range
 from kineograph.store.checkpoints import CONFIG, checkpoint_folder, seal
 from kineograph.store.manifest import SUCCESS_NAME, Manifest, TextEncoderInfo
 from kineograph.store.shards import write_shard
@@ -70,29 +70,26 @@ def checkpoint(tmp_path, data):
     folder = checkpoint_folder(tmp_path / "train", 300)
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    vae_config = PatchPCAConfig()
-    vae = PatchPCA(vae_config)
+    vae = PatchPCA(PatchPCAConfig())
     videos = render_truth(grid_prompts(8, 0), 1, BUCKET, FPS)
     vae.fit([to_unit_range(torch.from_numpy(video)) for video in videos])
-    model_config = STDiTConfig(
-        in_channels=vae.channels, text_width=384, width=32, depth=1, heads=2, prediction="velocity"
-    )
+    model_config = STDiTConfig(in_channels=vae.channels, text_width=384, width=32, depth=1, heads=2)
     save_file(STDiT(model_config).state_dict(), folder / "ema.safetensors")
-    save_file(vae.state_dict(), folder / "vae.safetensors")
+    save_autoencoder(vae, folder / "vae")
     config = {
         "step": 300,
         "epoch": 2,
         "manifest_digest": Manifest.load(data).digest,
         "recipe_digest": "a" * 64,
+        "kind": "diffusion",
         "model": model_config.model_dump(),
-        "vae": vae_config.model_dump(),
-        "flow": FlowConfig().model_dump(),
+        "diffusion": FlowConfig(prediction="velocity").model_dump(),
         "text_encoder": {"name": "minilm", "width": 384, "max_tokens": 64},
         "buckets": [BUCKET.name, STILLS.name],
         "fps": FPS,
         "validation_share": 0.5,
         "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "run_id": None},
-        "sampling": {"steps": 2, "guidance_scale": 3.0, "first_frame_first": False},
+        "sampling": {"steps": 2, "guidance": {"scale": 3.0}, "first_frame_first": False},
     }
     (folder / CONFIG).write_text(json.dumps(config))
     seal(folder)

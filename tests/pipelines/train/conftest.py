@@ -67,6 +67,20 @@ def dataset(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def ray_of_two():
+    """One Ray for a file whose tests train in this process."""
+    import ray
+
+    from kineograph.ray_session import start_ray
+
+    mine = not ray.is_initialized()
+    start_ray(2)
+    yield
+    if mine:
+        ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"

@@ -30,12 +30,12 @@ def main(rank, world, folder):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    from pipelines.train.config import TrainConfig
     from pipelines.train.engine import Engine
+    from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 
     def start(stage, seed):
         settings = {"steps": 100, "optimizer": {"weight_decay": 0.01}, "workers": {"zero_stage": stage, "count": world}}
-        return Engine(Net(seed), TrainConfig.model_validate(settings))
+        return Engine(Net(seed), DiffusionRecipe.model_validate(settings))
 
     def walk(engine, steps):
         norms = []

@@ -1,4 +1,7 @@
-"""A classifier of one's own as a filter: tiny ViT and ViViT checkpoints, against calling the model directly."""
+"""A classifier of one's own as a filter: tiny ViT and ViViT checkpoints, of transformers and of 'kineo train', against
+calling the model directly."""
+
+import json
 
 import numpy as np
 import pytest
@@ -6,7 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kineograph.errors import UserError
+from kineograph.models.classifier import ClassifierConfig
 from kineograph.models.torchvision_shim import ensure_torchvision_importable
+from kineograph.models.vit import ViTConfig
+from kineograph.models.vivit import ViViTConfig
+from kineograph.store.checkpoints import checkpoint_folder, seal
 from pipelines.data.scores.base import ClipFrames
 from pipelines.data.scores.learned import Learned, LearnedScorer
 
@@ -168,3 +175,78 @@ def test_a_clip_of_one_small_frame_is_scored(vit, vivit):
     for folder, _ in (vit, vivit):
         (score,) = learned(LearnedScorer(Learned(model=str(folder), label=0)), photo)
         assert 0 < score < 1
+
+
+TRAINED = {
+    "vit": ViTConfig(size=(32, 32), patch=(8, 8), width=16, depth=2, heads=2),
+    "vivit": ViViTConfig(size=(32, 32), frames=4, patch=(2, 8, 8), width=16, depth=2, heads=2, temporal_depth=1),
+}
+
+
+def train(run, kind, step=1, seed=0):
+    """(the model, its checkpoint folder in ``run``), of random weights."""
+    config = ClassifierConfig(label="quality", labels=tuple(LABELS.values()), model=TRAINED[kind])
+    torch.manual_seed(seed)
+    model = config.build().eval()
+    torch.nn.init.normal_(model.head.weight)
+    folder = checkpoint_folder(run, step)
+    folder.mkdir(parents=True)
+    save_file(model.state_dict(), folder / "ema.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
+    seal(folder)
+    return model, folder
+
+
+def test_a_trained_image_classifier_gives_the_mean_of_evenly_chosen_frames(tmp_path, bikes):
+    model, folder = train(tmp_path, "vit")
+    with torch.inference_mode():
+        expected = model(squeezed([bikes.frames[i] for i in (0, 2, 3, 5)])).softmax(1)[:, 1].mean().item()
+    (score,) = learned(LearnedScorer(Learned(model=str(folder), label="watermark", frames=4)), bikes)
+    assert score == pytest.approx(expected, abs=2e-3)  # PIL rounds what it resizes to 8 bits
+
+
+def test_a_trained_video_classifier_sees_as_many_frames_as_it_was_trained_on(tmp_path, bikes):
+    model, folder = train(tmp_path, "vivit")
+    with torch.inference_mode():
+        video = squeezed([bikes.frames[i] for i in (0, 2, 3, 5)]).transpose(0, 1)[None]
+        expected = model(video).softmax(1)[0, 2].item()
+    (score,) = learned(LearnedScorer(Learned(model=str(folder), label=2)), bikes)
+    assert score == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_clips_of_any_size_are_scored_alike_in_any_batch(tmp_path, kind, bikes, carphone, noise):
+    _, folder = train(tmp_path, kind)
+    scores = [
+        learned(LearnedScorer(Learned(model=str(folder), label=0, batch_size=size)), bikes, carphone, noise)
+        for size in (1, 2, 64)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert scores[0] == pytest.approx(scores[2], abs=1e-5)
+    assert len(set(scores[0])) == 3
+
+
+def test_of_a_training_run_the_newest_checkpoint_is_used(tmp_path, bikes):
+    train(tmp_path, "vit", step=1)
+    _, newest = train(tmp_path, "vit", step=2, seed=1)
+    by_run, by_folder = (
+        learned(LearnedScorer(Learned(model=str(path), label=0)), bikes) for path in (tmp_path, newest)
+    )
+    assert by_run == by_folder
+
+
+def test_a_trained_classifier_without_the_label_says_which_it_has(tmp_path):
+    train(tmp_path, "vit")
+    with pytest.raises(UserError, match=r"no label 'logo'.*dull, watermark, screen$"):
+        LearnedScorer(Learned(model=str(tmp_path), label="logo"))
+
+
+def test_a_checkpoint_that_is_no_classifier_or_is_damaged_is_one_line(tmp_path):
+    _, folder = train(tmp_path, "vit")
+    (folder / "config.json").write_text(json.dumps({"kind": "diffusion"}))
+    with pytest.raises(UserError, match="is damaged") as error:
+        LearnedScorer(Learned(model=str(folder), label=0))
+    assert "\n" not in str(error.value)
+    seal(folder)
+    with pytest.raises(UserError, match="holds no classifier"):
+        LearnedScorer(Learned(model=str(folder), label=0))

@@ -1,0 +1,1 @@
+"""Text-to-video diffusion on the latents of an autoencoder."""

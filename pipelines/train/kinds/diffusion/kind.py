@@ -1,0 +1,194 @@
+"""Kind diffusion: an STDiT learns to denoise latents of clips, given their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kineograph.diffusion.processes import build_process
+from kineograph.diffusion.request import Sampling
+from kineograph.diffusion.text_to_video import TextToVideo
+from kineograph.diffusion.validation import validation_losses
+from kineograph.media.encode import contact_sheet, write_mp4
+from kineograph.models.denoisers import build_denoiser, parse_denoiser
+from kineograph.models.dit import DiTConfig
+from kineograph.models.stdit import STDiT, STDiTConfig
+from kineograph.models.vae import Autoencoder, load_autoencoder
+from kineograph.store.loader import Batch, ClipLoader
+from kineograph.store.manifest import AUTOENCODER_FOLDER
+from kineograph.store.tensors import unpack
+from pipelines.train.dataset import spread
+from pipelines.train.kinds.base import Findings, Kind, Losses, Model
+from pipelines.train.kinds.diffusion.autoencoder import (
+    Chosen,
+    check_buckets,
+    choose_autoencoder,
+    describe_autoencoder,
+    make_autoencoder,
+)
+from pipelines.train.kinds.diffusion.config import DiffusionRecipe
+from pipelines.train.kinds.diffusion.objective import slot_losses
+from pipelines.train.plan import Slot, StepPlan
+
+TEXT_FIT_CAPTIONS = 4096
+"""Captions, at most, that the model's text norm is fitted on: enough for the covariance of a 384-d encoder."""
+
+
+class DiffusionKind(Kind[DiffusionRecipe]):
+    """Trains an STDiT. Every checkpoint holds the autoencoder too, in the folder vae."""
+
+    recipe = DiffusionRecipe
+
+    @cached_property
+    def autoencoder(self) -> Chosen:
+        """What is known of the autoencoder: on a rank all, in the driver what the recipe asks for."""
+        if self.on_rank:
+            return describe_autoencoder(self.vae, self.dataset.manifest)
+        return choose_autoencoder(self.config.vae, self.dataset.manifest)
+
+    @cached_property
+    def vae(self) -> Autoencoder:
+        """The run's autoencoder, as prepared."""
+        return load_autoencoder(self.run / AUTOENCODER_FOLDER)
+
+    def shape(self) -> STDiTConfig | DiTConfig:
+        """The model's, with the channels of latents and text."""
+        text_width = self.dataset.manifest.text_encoder.width
+        channels = {"in_channels": self.autoencoder.channels, "text_width": text_width}
+        return parse_denoiser({**self.config.model.model_dump(), **channels})
+
+    # In the driver.
+
+    def check(self) -> None:
+        check_buckets(self.autoencoder, list(self.dataset.plan.clips))
+
+    def facts(self) -> dict[str, Any]:
+        return {"reads": what_is_read(self)}
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.shape().model_dump(mode="json"), "autoencoder": autoencoder_facts(self.autoencoder)}
+
+    def prepare(self) -> None:
+        make_autoencoder(self.config.vae, self.autoencoder, self.dataset, self.run / AUTOENCODER_FOLDER)
+
+    # On every rank.
+
+    def build(self) -> nn.Module:
+        return build_denoiser(self.shape())
+
+    def start(self, model: nn.Module) -> None:
+        """Fit an STDiT's text norm to the dataset's captions."""
+        if isinstance(model, STDiT):
+            entries = spread(self.dataset.training, TEXT_FIT_CAPTIONS)
+            rows = self.dataset.reader.read([e.address for e in entries], ["caption", "text_embedding"])
+            model.text_norm.fit(_caption_states(rows))
+
+    def place(self, device: torch.device) -> None:
+        super().place(device)
+        self.process = build_process(self.config.diffusion)
+        self.vae.to(device)
+
+    @cached_property
+    def loader(self) -> ClipLoader:
+        return ClipLoader(
+            self.dataset.reader, self.config.data.cache_mib * 2**20, latents=self.autoencoder.reads_latents
+        )
+
+    def losses(self, model: Model, batch: Batch, slots: Sequence[Slot], plan: StepPlan) -> Losses:
+        with torch.no_grad():
+            latents = batch.latents(self.vae)
+        return Losses(slot_losses(self.process, model, batch, latents, slots, self.config))
+
+    # On rank 0.
+
+    def tokens(self, plan: StepPlan) -> int:
+        frames, rows, columns = self.autoencoder.strides
+        patch = self.config.model.patch
+        down, right = (patch, patch) if isinstance(patch, int) else patch[1:]
+        per_frame = -(-plan.bucket.height // (rows * down)) * -(-plan.bucket.width // (columns * right))
+        return len(plan.slots) * (1 + (plan.bucket.frames - 1) // frames) * per_frame
+
+    def looks(self, step: int) -> list[Callable[[nn.Module], Findings]]:
+        due: list[Callable[[nn.Module], Findings]] = []
+        if self.dataset.validation and self.is_due(self.config.validation.every, step):
+            due.append(self.validate)
+        if self.config.samples.prompts and self.is_due(self.config.samples.every, step):
+            due.append(partial(self.sample, step=step))
+        return due
+
+    def validate(self, model: nn.Module) -> Findings:
+        """Loss on held-out clips at the recipe's timesteps."""
+        config = self.config.validation
+        loader = ClipLoader(self.dataset.reader, cache_bytes=0, latents=self.autoencoder.reads_latents)
+        rows = []
+        for entries in self.dataset.held_out(config.clips):
+            batch = loader.batch(entries).to(self.device)
+            latents = batch.latents(self.vae)
+            conditions = (batch.text, batch.text_mask, batch.fps, batch.size)
+            ids = [e.clip_id for e in entries]
+            rows.append(validation_losses(self.process, model, latents, *conditions, ids, config.timesteps))
+        means = torch.cat(rows).mean(0).tolist()
+        by_timestep = {f"validation_loss_t{t:g}": mean for t, mean in zip(config.timesteps, means, strict=True)}
+        return Findings({"validation_loss": sum(means) / len(means), **by_timestep})
+
+    def sample(self, model: nn.Module, step: int) -> Findings:
+        """A video of every prompt, and all of them on a contact sheet."""
+        prompts = list(self.config.samples.prompts)
+        generator = TextToVideo(self.run, self.describe(), model, self.vae, str(self.device))
+        videos = generator.generate(prompts, seeds=list(range(len(prompts))))
+        files = [self.run / "samples" / f"step-{step:08d}" / f"{number:02d}.mp4" for number in range(len(videos))]
+        for path, video in zip(files, videos, strict=True):
+            write_mp4(path, video, generator.config["fps"])
+        return Findings(images={"samples": contact_sheet(list(videos), prompts)}, files=files)
+
+    def describe(self) -> dict[str, Any]:
+        config, dataset = self.config, self.dataset
+        buckets = dataset.buckets
+        entry = dataset.plan.clips[buckets[0]][0]
+        fps = dataset.reader.read([entry.address], ["fps"])[0]["fps"] or 1.0  # a second for an image, where all are
+        return {
+            "model": self.shape().model_dump(mode="json"),
+            "autoencoder": autoencoder_facts(self.autoencoder),
+            "diffusion": config.diffusion.model_dump(mode="json"),
+            "text_encoder": dataset.manifest.text_encoder.model_dump(),
+            "buckets": [bucket.name for bucket in buckets],
+            "fps": fps,
+            "sampling": Sampling(
+                steps=config.samples.steps,
+                sampler=config.samples.sampler,
+                guidance=config.samples.guidance,
+                first_frame_first=config.conditioning.factorised,
+            ).model_dump(mode="json"),
+        }
+
+    def folders(self) -> dict[str, Path]:
+        return {AUTOENCODER_FOLDER: self.run / AUTOENCODER_FOLDER}
+
+    def advice(self) -> list[str]:
+        return [f'generate   kineo generate --checkpoint {self.run} --prompt "…" --out x.mp4']
+
+
+def autoencoder_facts(chosen: Chosen) -> dict[str, Any]:
+    """``chosen`` as JSON; without a digest where it is still to be fitted."""
+    facts = {"kind": chosen.kind, "channels": chosen.channels, "strides": list(chosen.strides)}
+    return {**facts, "digest": chosen.digest} if chosen.digest else facts
+
+
+def what_is_read(kind: DiffusionKind) -> str:
+    """What training sees of the dataset's clips, in words."""
+    made = kind.dataset.manifest.autoencoder
+    if made is None:
+        return "videos"
+    if not kind.autoencoder.reads_latents:
+        return f"videos: its latents are of {made.channels} channels and strides {made.strides}, not the recipe's"
+    return f"latents ({made.dtype}, autoencoder {made.digest[:12]})"
+
+
+def _caption_states(rows: list[dict[str, Any]]) -> list[Tensor]:
+    by_caption = {row["caption"]: row["text_embedding"] for row in rows if row["caption"].strip()}
+    return [torch.from_numpy(unpack(by_caption[c]).astype("float32")) for c in sorted(by_caption)]

@@ -1,0 +1,60 @@
+"""The loss of a step: diffusion on the latents of the planned clips, with randomness keyed by clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kineograph.diffusion.conditioning import given_frames, hold_given, mean_over_asked
+from kineograph.diffusion.process import Process
+from kineograph.diffusion.random import normal, uniform
+from kineograph.store.loader import Batch
+from pipelines.train.kinds.diffusion.config import DiffusionRecipe
+from pipelines.train.plan import Slot
+
+
+def slot_losses(
+    process: Process,
+    model: Callable[..., Tensor],
+    batch: Batch,
+    latents: Tensor,
+    slots: Sequence[Slot],
+    config: DiffusionRecipe,
+) -> Tensor:
+    """Loss of each clip (B) for latents (B C T H W).
+
+    Noise, timesteps, tasks and dropped captions depend on (seed, epoch, clip) and on nothing else, so neither the number
+    of ranks nor a restart changes them. An image, or with conditioning.factorised off a whole video, is one prediction. A
+    factorised video is two: its first latent frame alone, and the rest with the frames given that its task gives; the
+    loss is their mean, weighted by frames.
+    """
+    keys = [(config.seed, slot.epoch, slot.clip.clip_id) for slot in slots]
+    dropped = torch.tensor([uniform(*key, "caption") < config.conditioning.caption_drop for key in keys])
+    text_mask = batch.text_mask & ~dropped.to(latents.device)[:, None]
+    frames, pixels = latents.shape[2], int(batch.size[0].prod())
+
+    def part(data: Tensor, purpose: str, given: Tensor) -> Tensor:
+        noise = torch.stack([normal(tuple(data.shape[1:]), *key, purpose, "noise") for key in keys]).to(data)
+        normals = torch.cat([normal((1,), *key, purpose, "timestep") for key in keys]).to(data.device)
+        drawn = process.draw_timesteps(normals, pixels, data.shape[2])
+        timestep = hold_given(drawn[:, None].expand_as(given), given)
+        noisy = torch.where(given[:, None, :, None, None], data, process.add_noise(data, noise, timestep))
+        output = model(noisy, process.model_time(timestep), batch.text, text_mask, batch.fps, batch.size)
+        return mean_over_asked(process.losses(output, data, noise, timestep), given)
+
+    def nothing(data: Tensor) -> Tensor:
+        return torch.zeros(data.shape[0], data.shape[2], dtype=torch.bool, device=data.device)
+
+    if frames == 1:
+        return part(latents, "whole", nothing(latents))
+    tasks = [config.conditioning.tasks.draw(uniform(*key, "task")) for key in keys]
+    masks = [given_frames(task, frames, uniform(*key, "given")) for task, key in zip(tasks, keys, strict=True)]
+    given = torch.stack(masks).to(latents.device)  # B T
+    rest_loss = part(latents, "rest", given)
+    if not config.conditioning.factorised:
+        return rest_loss
+    first = latents[:, :, :1]
+    asked = (~given).sum(dim=1)
+    return (part(first, "first", nothing(first)) + asked * rest_loss) / (1 + asked)

@@ -1,0 +1,1 @@
+"""Autoencoders: of images frame by frame, or causal ones of video."""

@@ -1,0 +1,170 @@
+"""A published checkpoint as one of ours: weights translated, and with them what its authors sample it with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kineograph.config import Config
+from kineograph.diffusion.flow import FlowConfig, SizeShift
+from kineograph.diffusion.gaussian import GaussianConfig
+from kineograph.diffusion.guidance import GuidanceConfig
+from kineograph.diffusion.request import Sampling
+from kineograph.diffusion.samplers import SamplerConfig
+from kineograph.errors import UserError
+from kineograph.media.geometry import Bucket
+from kineograph.models.dit import DiTConfig
+from kineograph.models.importing import load_opensora_v1, load_opensora_v3, read_state
+from kineograph.models.importing_dit import load_dit
+from kineograph.models.stdit import STDiTConfig
+from kineograph.models.vae import Autoencoder, load_autoencoder, save_autoencoder
+from kineograph.store.checkpoints import CONFIG, checkpoint_folder, seal
+from kineograph.store.commit import committed, sha256_file, write_json
+
+Load = Callable[[Mapping[str, Tensor], int | None], nn.Module]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A family of published checkpoints."""
+
+    about: str
+    load: Load
+    """(state dict, heads or None) to the model."""
+    diffusion: Config
+    sampling: Sampling
+    vae: str
+    """The autoencoder that it was trained with: a name on the hub; "" when it is in no format that can be read."""
+    text_encoder: str
+    fps: float
+    size: tuple[int, int, int]
+    """Latent frames, height and width in pixels of a first video."""
+
+
+_FORMATS = (
+    (
+        "opensora-v1",
+        Format(
+            about="Open-Sora 1.0: STDiT-XL/2, 16 frames, T5-XXL, Stable Diffusion's autoencoder",
+            load=load_opensora_v1,
+            diffusion=GaussianConfig(variance="learned_range"),
+            sampling=Sampling(steps=100, sampler=SamplerConfig(name="ancestral"), guidance=GuidanceConfig(scale=7.0)),
+            vae="stabilityai/sd-vae-ft-ema",
+            text_encoder="t5:PixArt-alpha/PixArt-XL-2-512x512/text_encoder",
+            fps=8.0,
+            size=(16, 256, 256),
+        ),
+    ),
+    (
+        "opensora-v3",
+        Format(
+            about="Open-Sora 1.2: STDiT3-XL/2, rectified flow, T5-XXL",
+            load=load_opensora_v3,
+            diffusion=FlowConfig(prediction="reverse_velocity", shift_by_size=SizeShift()),
+            sampling=Sampling(steps=30, guidance=GuidanceConfig(scale=7.0)),
+            vae="",
+            text_encoder="t5:PixArt-alpha/PixArt-XL-2-512x512/text_encoder",
+            fps=24.0,
+            size=(15, 240, 426),
+        ),
+    ),
+    (
+        "dit",
+        Format(
+            about="DiT (facebookresearch/DiT): images of ImageNet's classes",
+            load=load_dit,
+            diffusion=GaussianConfig(variance="learned_range"),
+            sampling=Sampling(steps=250, sampler=SamplerConfig(name="ancestral"), guidance=GuidanceConfig(scale=4.0)),
+            vae="stabilityai/sd-vae-ft-ema",
+            text_encoder="labels",
+            fps=1.0,
+            size=(1, 256, 256),
+        ),
+    ),
+)
+FORMATS = dict(_FORMATS)
+"""By the name that --format takes."""
+
+
+def import_checkpoint(
+    weights: str | Path,
+    format_name: str,
+    out: str | Path,
+    vae: str | None = None,
+    text_encoder: str | None = None,
+    heads: int | None = None,
+    bucket: Bucket | None = None,
+) -> dict[str, Any]:
+    """Write published ``weights`` (.safetensors, or .pth read without its code) as the first checkpoint of the run ``out``.
+
+    ``vae`` and ``text_encoder`` default to what the authors used, by hub name; ``bucket`` is the size that is sampled
+    unless another is asked for. Returns what was written. Raises UserError when the weights are of something else, the
+    autoencoder cannot be had or does not fit, or ``out`` is taken.
+    """
+    if format_name not in FORMATS:
+        raise UserError(f"no format {format_name!r}; there is: {', '.join(FORMATS)}")
+    known = FORMATS[format_name]
+    folder = checkpoint_folder(Path(out), 0)
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise UserError(f"--out {out} is taken: give a new or empty directory")
+    model = known.load(read_state(weights), heads)
+    config = model.config
+    assert isinstance(config, STDiTConfig | DiTConfig)
+    autoencoder = _autoencoder(vae or known.vae, config.in_channels, format_name)
+    bucket = bucket or _first_bucket(known, config, autoencoder)
+    facts = {
+        "kind": "diffusion",
+        "model": config.model_dump(mode="json"),
+        "diffusion": known.diffusion.model_dump(mode="json"),
+        "text_encoder": {
+            "name": text_encoder or known.text_encoder,
+            "width": config.text_width,
+            "max_tokens": config.null_tokens if isinstance(config, STDiTConfig) else 1,
+        },
+        "buckets": [bucket.name],
+        "fps": known.fps,
+        "sampling": known.sampling.model_dump(mode="json"),
+        "step": 0,
+        "imported": {"format": format_name, "file": Path(weights).name, "sha256": _digest(Path(weights))},
+    }
+    folder.mkdir(parents=True)
+    with committed(folder / "model.safetensors") as temp:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temp)
+    os.link(folder / "model.safetensors", folder / "ema.safetensors")  # published weights are averaged already
+    save_autoencoder(autoencoder, folder / "vae")
+    write_json(folder / CONFIG, facts)
+    seal(folder)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"checkpoint": str(folder), "parameters": parameters, **facts}
+
+
+def _autoencoder(name: str, channels: int, format_name: str) -> Autoencoder:
+    if not name:
+        raise UserError(
+            f"the autoencoder of {format_name} is in no format that can be read: give one of {channels} channels with --vae"
+        )
+    autoencoder = load_autoencoder(name)
+    if autoencoder.channels != channels:
+        raise UserError(
+            f"the autoencoder {name} has {autoencoder.channels} channels, the model {channels}: give another --vae"
+        )
+    return autoencoder
+
+
+def _first_bucket(known: Format, config: STDiTConfig | DiTConfig, vae: Autoencoder) -> Bucket:
+    """The size that the weights are for, where they tell, else the format's."""
+    stride, down, right = vae.strides
+    frames, height, width = known.size
+    if isinstance(config, DiTConfig):
+        height, width = config.grid[0] * config.patch * down, config.grid[1] * config.patch * right
+    return Bucket(height // down * down, width // right * right, 1 + (frames - 1) * stride)
+
+
+def _digest(path: Path) -> str:
+    return sha256_file(path) if path.is_file() else ""

@@ -1,0 +1,186 @@
+"""Image and causal autoencoders of diffusers: as that library has them, behind our interface."""
+
+import pytest
+import torch
+
+from kineograph.config import parse_config
+from kineograph.errors import RecipeError, UserError
+from kineograph.models.vae import CausalVAEConfig, ImageVAEConfig, build_autoencoder
+from kineograph.models.vae.architectures import CACHED_CLASSES, CAUSAL_CLASSES, PRESETS, WINDOWED_CLASSES
+from kineograph.models.vae.seams import seams
+
+STRIDES = {
+    "AutoencoderKL": (1, 2, 2),
+    "AutoencoderKLWan": (4, 4, 4),
+    "AutoencoderKLWan 2.2": (4, 8, 8),
+    "AutoencoderKLQwenImage": (4, 4, 4),
+    "AutoencoderKLMagvit": (4, 8, 8),
+    "AutoencoderKLHunyuanVideo": (4, 8, 8),
+    "AutoencoderKLHunyuanVideo15": (4, 4, 4),
+    "AutoencoderKLLTXVideo": (4, 4, 4),
+    "AutoencoderKLMochi": (6, 8, 8),
+    "AutoencoderKLCosmos": (4, 4, 4),
+}
+
+
+def test_every_class_on_the_lists_is_tried_here():
+    assert set(CAUSAL_CLASSES) | {"AutoencoderKL"} == {name.split()[0] for name in STRIDES}
+    assert set(CACHED_CLASSES).isdisjoint(WINDOWED_CLASSES)
+
+
+@pytest.mark.parametrize(("name", "strides"), STRIDES.items())
+def test_a_video_has_one_latent_for_its_first_frame_and_one_for_every_stride(name, strides, make_vae, make_video):
+    vae = make_vae(name)
+    assert vae.strides == strides
+    for latents in (1, 2, 3):
+        video = make_video(1 + strides[0] * (latents - 1), 32, 48)
+        with torch.no_grad():
+            encoded = vae.encode(video)
+            decoded = vae.decode(encoded)
+        assert encoded.shape == (1, vae.channels, latents, 32 // strides[1], 48 // strides[2])
+        assert decoded.shape == video.shape
+        assert decoded.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_the_whole_video_is_coded_as_diffusers_does(name, make_vae, make_video):
+    vae, video = make_vae(name), make_video(1 + 2 * STRIDES[name][0], 32, 32)
+    theirs = video.transpose(1, 2).flatten(0, 1) if name == "AutoencoderKL" else video
+    with torch.no_grad():
+        mean = vae.model.encode(theirs).latent_dist.mode()
+        frames = vae.model.decode(mean).sample.clamp(-1, 1)
+        if name == "AutoencoderKL":
+            mean, frames = (x[None].transpose(1, 2) for x in (mean, frames))
+        latents = vae.encode(video)
+        torch.testing.assert_close(vae.latent_norm.denormalise(latents), mean, atol=2e-5, rtol=0)
+        torch.testing.assert_close(vae.decode(latents), frames, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", [n for n in STRIDES if n.split()[0] in CACHED_CLASSES or n == "AutoencoderKLCosmos"])
+def test_the_first_latent_of_a_video_is_that_of_its_first_frame_alone(name, make_vae, make_video):
+    vae, video = make_vae(name), make_video(1 + 2 * STRIDES[name][0], 32, 32)
+    with torch.no_grad():
+        latents = vae.encode(video)
+        torch.testing.assert_close(latents[:, :, :1], vae.encode(video[:, :, :1]), atol=1e-5, rtol=0)
+        first = vae.decode(latents[:, :, :1])
+        torch.testing.assert_close(vae.decode(latents)[:, :, :1], first, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", WINDOWED_CLASSES)
+def test_windows_come_close_to_the_whole_and_closer_when_they_overlap_more(name, make_vae, make_video):
+    """On random weights, whose attention and norms look at the whole video; 14 dB is what the worst of them holds."""
+    stride, side = STRIDES[name][:2]
+    video = make_video(1 + stride * 16, 2 * side, 2 * side)
+    little = seams(make_vae(name, chunk=4, overlap=1), video, chunked=True)
+    much = seams(make_vae(name, chunk=8, overlap=4), video, chunked=True)
+    assert min(little.encoded, little.decoded) >= 14
+    assert much.decoded > little.decoded
+    assert min(seams(make_vae(name, chunk=16), video, chunked=True)) == float("inf")  # one window
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_training_reaches_every_weight(name, make_vae, make_video):
+    vae, video = make_vae(name).train(), make_video(1 + STRIDES[name][0], 16, 16, batch=2)
+    out = vae.training_forward(video)
+    assert out.video.shape == video.shape
+    assert out.mean.shape == out.logvar.shape == vae.encode(video).shape
+    (out.video.square().mean() + out.logvar.mean()).backward()
+    assert all(weight.grad is not None for weight in vae.parameters())
+    assert any(weight is vae.last_layer for weight in vae.model.decoder.parameters())
+
+
+def test_training_decodes_a_sample_of_the_posterior(make_vae, make_video):
+    vae, video = make_vae("AutoencoderKLWan"), make_video(5, 16, 16)
+    with torch.no_grad():
+        out, again, other = (vae.training_forward(video, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+        noise = torch.randn(out.mean.shape, generator=torch.Generator().manual_seed(0))
+        sample = vae.latent_norm.normalise(out.mean + out.logvar.div(2).exp() * noise)
+        assert torch.equal(out.video, again.video)
+        assert not torch.equal(out.video, other.video)
+        torch.testing.assert_close(vae.decode(sample), out.video.clamp(-1, 1), atol=1e-5, rtol=0)
+
+
+def test_a_causal_autoencoder_learns(make_vae, make_video):
+    vae, video = make_vae("AutoencoderKLWan").train(), make_video(5, 16, 16, batch=2)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(30):
+        loss = (vae.training_forward(video).video - video).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 1.5
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderKLWan"])
+def test_fitted_latents_have_zero_mean_and_unit_variance(name, make_vae, make_video):
+    vae = make_vae(name)
+    videos = [make_video(frames, 16, side, seed=frames)[0] for frames, side in ((9, 16), (7, 24), (1, 16))]
+    before = vae.decode(vae.encode(videos[0][None]))
+    vae.fit_latents(iter(videos))
+    latents = [vae.encode(v[None, :, : v.shape[1] - (v.shape[1] - 1) % vae.strides[0]]) for v in videos]
+    values = torch.cat([latent.transpose(0, 1).flatten(1) for latent in latents], dim=1)
+    torch.testing.assert_close(values.mean(1), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(values.std(1, unbiased=False), torch.ones(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(vae.decode(vae.encode(videos[0][None])), before, atol=1e-4, rtol=0)
+
+
+def test_no_videos_fit_no_latents(make_vae):
+    with pytest.raises(UserError, match="at least two values"):
+        make_vae("AutoencoderKLWan").fit_latents([])
+
+
+def test_a_size_that_does_not_divide_is_refused(make_vae):
+    vae = make_vae("AutoencoderKLWan")
+    for size in ((5, 16, 18), (4, 16, 16)):
+        with pytest.raises(ValueError, match="do not divide"):
+            vae.encode(torch.zeros(1, 3, *size))
+        with pytest.raises(ValueError, match="do not divide"):
+            list(vae.encode_stream([torch.zeros(1, 3, *size)]))
+
+
+@pytest.mark.parametrize(
+    ("raw", "model", "message"),
+    [
+        ({"architecture": "causal-mimi"}, CausalVAEConfig, "no preset 'causal-mimi'; known: causal-mini"),
+        ({"architecture": "causal-mini"}, ImageVAEConfig, "known: image-"),
+        ({"architecture": {"class_name": "AutoencoderKLAllegro"}}, CausalVAEConfig, "is none of AutoencoderKLWan"),
+        ({"architecture": {"settings": {}}}, CausalVAEConfig, "architecture.class_name"),
+        ({"architecture": 3}, CausalVAEConfig, "architecture"),
+    ],
+)
+def test_an_architecture_that_is_not_there_is_named(raw, model, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_config(raw, model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_dims": 8}, "no setting 'base_dims'; did you mean 'base_dim'"),
+        ({"dim_mult": [1, 2, 2, 4], "temperal_downsample": [True]}, "cannot be built"),
+    ],
+)
+def test_settings_that_the_class_does_not_take_are_refused_in_one_line(settings, message):
+    config = CausalVAEConfig.model_validate({"architecture": {"class_name": "AutoencoderKLWan", "settings": settings}})
+    with pytest.raises(UserError, match=message) as error:
+        build_autoencoder(config)
+    assert "\n" not in str(error.value)
+
+
+def test_decoders_that_draw_noise_are_refused():
+    settings = {"timestep_conditioning": True, "layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 5}
+    settings |= {name: [8] * 4 for name in ("block_out_channels", "decoder_block_out_channels")}
+    config = {"architecture": {"class_name": "AutoencoderKLLTXVideo", "settings": settings}}
+    with pytest.raises(UserError, match="decodes the same video each time"):
+        build_autoencoder(CausalVAEConfig.model_validate(config))
+
+
+def test_a_preset_is_its_architecture():
+    config = parse_config({"architecture": "causal-mini"}, CausalVAEConfig)
+    assert config.architecture == PRESETS["causal-mini"]
+    vae = build_autoencoder(config)
+    assert (vae.strides, vae.channels) == ((4, 4, 4), 16)
+    vae = build_autoencoder(parse_config({"architecture": "image-mini"}, ImageVAEConfig))
+    assert (vae.strides, vae.channels) == ((1, 4, 4), 16)
