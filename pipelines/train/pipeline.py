@@ -35,7 +35,7 @@ def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict
     if done < config.steps:
         run.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run)
-        write_text(run / "recipe.yaml", dump_yaml(config))
+        write_text(run / "recipe.yaml", dump_yaml(kind.config))
         write_text(run / "plan.json", json.dumps(facts, indent=2))
         if not done:
             kind.prepare()

@@ -71,12 +71,18 @@ class Kind(ABC, Generic[C]):
     def __init__(self, config: C, data: Path, run: Path, on_rank: bool = False) -> None:
         """Plan over the clips of ``data``; ``on_rank`` the run is prepared. Raises UserError when there is nothing to train
         on."""
-        self.config, self.run, self.on_rank = config, run, on_rank
+        self.config = config if on_rank else self.resolve(config)
+        self.run, self.on_rank = run, on_rank
         self.reader = ShardReader(data)
         self.dataset = open_dataset(config, self.reader, self.choose)
         self.device = torch.device("cpu")
 
     # In the driver, before the workers start.
+
+    @classmethod
+    def resolve(cls, config: C) -> C:
+        """The recipe with what it leaves to other files; the ranks get it so. Raises UserError when they are not there."""
+        return config
 
     def choose(self, clips: list[ClipEntry]) -> list[ClipEntry]:
         """The clips that can be used. By default all."""

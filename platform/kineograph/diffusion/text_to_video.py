@@ -179,6 +179,10 @@ class TextToVideo:
         stride = self.vae.strides[0]
         window, overlap = self.window_latents(request.window, request.overlap)
         latents = latents_of(request.bucket.frames, stride)
+        if window == 1 < latents:
+            raise UserError(
+                "this model makes single frames: ask for one frame, or give the frames made at once (--window)"
+            )
         try:
             return list(plan_windows(latents, window, overlap, known_ending(latents, request.known, stride)))
         except ValueError as error:

@@ -85,9 +85,8 @@ class Asked(Config):
             ("loop", "video_end"),
             *(("fill", other) for other in ("image", "last_image", "video", "video_end", "loop", "seconds", "frames")),
         ]
-        said = {name for name in type(self).model_fields if getattr(self, name) not in (None, False, ())}
         for one, other in pairs:
-            if one in said and other in said:
+            if self.says(one) and self.says(other):
                 raise UserError(f"{_option(one)} and {_option(other)} exclude each other: give one of them")
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
             raise UserError(f"--fps {self.fps:g}: give a number above zero, up to {MAX_FPS:g}")
@@ -95,6 +94,11 @@ class Asked(Config):
             raise UserError(f"--seconds {self.seconds:g}: give a number above zero")
         if self.size is not None:
             parse_size(self.size)
+
+    def says(self, name: str) -> bool:
+        """Whether the option ``name`` was given."""
+        value = getattr(self, name)
+        return value is not None and value is not False and value != ()
 
     @property
     def gives_frames(self) -> bool:

@@ -48,8 +48,7 @@ def like(asked: Asked, settings: Settings) -> Asked:
     adds_video = asked.gives_frames and any((asked.video, asked.video_end, asked.fill))
     if asked.seconds is None and "fill" not in found and not adds_video:
         found["frames"] = max(1, round(settings.frames / settings.fps * fps))
-    unsaid = {name: value for name, value in found.items() if getattr(asked, name) in (None, False, ())}
-    return asked.model_copy(update=unsaid)
+    return asked.model_copy(update={name: value for name, value in found.items() if not asked.says(name)})
 
 
 def _checkpoint(video: Path, settings: Settings) -> Path:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from kineograph.config import Config
 from kineograph.diffusion.request import Sampling
@@ -17,12 +17,14 @@ from kineograph.store.checkpoints import DIGESTS
 
 Weights = Literal["ema", "model"]
 Dtype = Literal["fp32", "bf16"]
+Line = Annotated[str, AfterValidator(lambda text: "".join(c if c.isprintable() else "?" for c in text))]
+"""Text that is shown to a user: what stands in a file must not steer a terminal."""
 
 
 class CheckpointRef(Config):
     """Which checkpoint made a video."""
 
-    path: str
+    path: Line
     """Its folder, as it was named."""
     step: int | None
     """Of the optimizer; none of a checkpoint that was imported."""
@@ -33,7 +35,7 @@ class CheckpointRef(Config):
 class GivenFile(Config):
     """A picture or video that was given."""
 
-    name: str
+    name: Line
     """Without its folder."""
     sha256: str
 
@@ -59,7 +61,7 @@ class GivenFiles(Config):
 class Settings(Config):
     """Everything a generated video depends on, beside the machine: the same settings make the same file there."""
 
-    kineograph: str
+    kineograph: Line
     """Version that made it."""
     checkpoint: CheckpointRef
     weights: Weights

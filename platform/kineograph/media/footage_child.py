@@ -114,7 +114,7 @@ def serve() -> None:
         request = json.loads(read_message(asked))
     pipe = os.fdopen(os.dup(1), "wb")
     cv2.setNumThreads(1)
-    guard_server._confine(request.pop("guard"), request.pop("caller"))
+    guard_server.confine(request.pop("guard"), request.pop("caller"))
     with pipe:
         answer(request, pipe)
 

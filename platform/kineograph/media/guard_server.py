@@ -123,7 +123,7 @@ def _be_child(function: Any, kwargs: dict[str, Any], limits: dict[str, Any], sen
     """Run in the forked child; never returns."""
     code = 1
     try:
-        _confine(limits, server)
+        confine(limits, server)
         with os.fdopen(send, "wb") as pipe:
             pipe.write(_answer(function, kwargs, limits))
         code = 0
@@ -131,7 +131,7 @@ def _be_child(function: Any, kwargs: dict[str, Any], limits: dict[str, Any], sen
         os._exit(code)
 
 
-def _confine(limits: dict[str, Any], server: int) -> None:
+def confine(limits: dict[str, Any], server: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, limits["wall_s"] + 5)  # outlives no one, whatever happens to the server

@@ -133,10 +133,10 @@ class TestLike:
     def test_what_is_said_beside_it_holds(self, checkpoint, tmp_path):
         make(checkpoint, "--out", tmp_path / "one.mp4", "--seed", 1, "--sampler", "heun")
         facts = json.loads(
-            kineo("--like", tmp_path / "one.mp4", "--out", tmp_path / "two.mp4", "--seed", 5, "--fps", 16, "--json")
+            kineo("--like", tmp_path / "one.mp4", "--out", tmp_path / "two.mp4", "--seed", 0, "--fps", 16, "--json")
         )
         one, two = read_settings(tmp_path / "one.mp4"), read_settings(tmp_path / "two.mp4")
-        changed = {"seed": 5, "fps": 16.0, "frames": 2 * one.frames}
+        changed = {"seed": 0, "fps": 16.0, "frames": 2 * one.frames}
         assert two == one.model_copy(update=changed)
         assert facts["seconds"] == FRAMES / FPS
 
@@ -267,6 +267,21 @@ def test_an_interrupted_command_leaves_no_video(checkpoint, tmp_path, monkeypatc
     with pytest.raises((KeyboardInterrupt, click.Abort)):
         make(checkpoint, "--out", tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_single_frames_says_so(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "train", buckets=["16x24x1"])
+    with pytest.raises(UserError, match="single frames"):
+        make(checkpoint, "--out", tmp_path / "a.mp4", "--frames", 9)
+
+
+def test_what_a_file_says_cannot_steer_a_terminal(checkpoint, tmp_path):
+    make(checkpoint, "--out", tmp_path / "one.mp4", "--frames", 1)
+    told = read_settings(tmp_path / "one.mp4").model_dump(mode="json")
+    told["checkpoint"]["path"] = "\x1b[2Jnowhere\n"
+    write_mp4(tmp_path / "two.mp4", np.zeros((1, 8, 8, 3), np.uint8), 8, metadata={"comment": json.dumps(told)})
+    with pytest.raises(UserError, match=r"no checkpoint at \?\[2Jnowhere\?"):
+        kineo("--like", tmp_path / "two.mp4", "--out", tmp_path / "three.mp4")
 
 
 def test_a_checkpoint_that_is_no_generator_is_told(checkpoint, tmp_path):

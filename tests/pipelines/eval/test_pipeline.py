@@ -127,8 +127,6 @@ def test_a_lost_mlflow_costs_one_line_and_no_score(checkpoint, painter, tmp_path
 
 
 def test_what_is_asked_wrongly_is_refused_before_sampling(checkpoint, data, tmp_path):
-    with pytest.raises(UserError, match="multiples of 4"):
-        evaluate(small(bucket="30x30x9"), checkpoint)
     with pytest.raises(UserError, match="is no curation run"):
         evaluate(small(), checkpoint, tmp_path)
     with pytest.raises(UserError, match="no checkpoint"):

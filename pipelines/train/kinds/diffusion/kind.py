@@ -33,6 +33,7 @@ from pipelines.train.kinds.diffusion.autoencoder import (
 )
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 from pipelines.train.kinds.diffusion.objective import slot_losses
+from pipelines.train.kinds.diffusion.start import check_start, load_start, with_start
 from pipelines.train.plan import Slot, StepPlan
 
 TEXT_FIT_CAPTIONS = 4096
@@ -43,6 +44,10 @@ class DiffusionKind(Kind[DiffusionRecipe]):
     """Trains an STDiT. Every checkpoint holds the autoencoder too, in the folder vae."""
 
     recipe = DiffusionRecipe
+
+    @classmethod
+    def resolve(cls, config: DiffusionRecipe) -> DiffusionRecipe:
+        return with_start(config)
 
     @cached_property
     def autoencoder(self) -> Chosen:
@@ -66,6 +71,8 @@ class DiffusionKind(Kind[DiffusionRecipe]):
 
     def check(self) -> None:
         check_buckets(self.autoencoder, list(self.dataset.plan.clips))
+        if self.config.start is not None:
+            check_start(self.config.start, self.shape().model_dump(), self.dataset.manifest)
 
     def facts(self) -> dict[str, Any]:
         return {"reads": what_is_read(self)}
@@ -82,8 +89,10 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         return build_denoiser(self.shape())
 
     def start(self, model: nn.Module) -> None:
-        """Fit an STDiT's text norm to the dataset's captions."""
-        if isinstance(model, STDiT):
+        """Take the weights that the recipe starts from, else fit an STDiT's text norm to the dataset's captions."""
+        if self.config.start is not None:
+            load_start(self.config.start, model)
+        elif isinstance(model, STDiT):
             entries = spread(self.dataset.training, TEXT_FIT_CAPTIONS)
             rows = self.dataset.reader.read([e.address for e in entries], ["caption", "text_embedding"])
             model.text_norm.fit(_caption_states(rows))

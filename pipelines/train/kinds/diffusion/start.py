@@ -1,0 +1,65 @@
+"""Fine-tuning: a run that starts from the weights of a checkpoint, and has its model, process and autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from kineograph.config import parse_config
+from kineograph.errors import UserError
+from kineograph.store.checkpoints import read_config, resolve_checkpoint
+from kineograph.store.manifest import AUTOENCODER_FOLDER, Manifest
+from pipelines.train.kinds.diffusion.config import DiffusionRecipe
+
+OF_THE_DATA = ("in_channels", "text_width")
+"""Keys of a checkpoint's model that a recipe does not have."""
+
+
+def with_start(config: DiffusionRecipe) -> DiffusionRecipe:
+    """The recipe with the model of the checkpoint that it starts from, and with its process and autoencoder where the recipe
+    names none. Raises UserError when there is no such checkpoint, or the recipe wants another model."""
+    if config.start is None:
+        return config
+    if "model" in config.model_fields_set:
+        raise UserError("a recipe with 'start' has the model of its checkpoint: leave out 'model'")
+    path = resolve_checkpoint(config.start)
+    saved = read_config(path)
+    if saved.get("kind") != "diffusion":
+        raise UserError(f"start {path} is a checkpoint of kind {saved.get('kind')}, not of diffusion")
+    raw = config.model_dump(mode="json")
+    raw["start"] = str(path)
+    raw["model"] = {key: value for key, value in saved["model"].items() if key not in OF_THE_DATA}
+    if "diffusion" not in config.model_fields_set:
+        raw["diffusion"] = saved["diffusion"]
+    if "vae" not in config.model_fields_set:
+        raw["vae"] = {"kind": "folder", "path": str(path / AUTOENCODER_FOLDER)}
+    return parse_config(raw, DiffusionRecipe, name=f"start {path}")
+
+
+def check_start(start: str, model: dict[str, Any], manifest: Manifest) -> None:
+    """Raise UserError when the checkpoint's model does not take the latents or the captions of the run; ``model`` is the
+    config of the run's."""
+    saved = read_config(resolve_checkpoint(start))
+    encoder, knows = manifest.text_encoder, saved["text_encoder"]
+    if encoder.name != knows["name"]:
+        raise UserError(
+            f"the dataset has captions encoded by {encoder.name}, and start {start} knows those of {knows['name']}: "
+            "curate with that text encoder"
+        )
+    channels = saved["model"]["in_channels"]
+    if model["in_channels"] != channels:
+        raise UserError(
+            f"the autoencoder has {model['in_channels']} channels, and start {start} takes {channels}: leave out 'vae'"
+        )
+
+
+def load_start(start: str, model: nn.Module) -> None:
+    """Give ``model`` the averaged weights of a checkpoint. Raises UserError when they do not fit."""
+    path = resolve_checkpoint(start)
+    try:
+        model.load_state_dict(load_file(path / "ema.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"start {path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
