@@ -106,7 +106,7 @@ class WorkersConfig(Config):
     gpu: bool = False
     """One GPU for each."""
     zero_stage: Literal[0, 1, 2] = 2
-    """DeepSpeed ZeRO: 1 shards the optimizer's state, 2 the gradients too."""
+    """DeepSpeed ZeRO: 1 shards the optimizer's state, 2 the gradients too. In bf16 0 is 1."""
     max_failures: int = Field(2, ge=0)
     """How often the group is restarted from its last checkpoint after a worker died."""
 

@@ -17,6 +17,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.utils import (
+    safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
@@ -49,7 +50,7 @@ class Engine:
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": config.optimizer.clip_norm,
-                "zero_optimization": {"stage": config.workers.zero_stage},
+                "zero_optimization": {"stage": zero_stage(config)},
                 "zero_allow_untested_optimizer": True,
                 "bf16": {"enabled": config.precision == "bf16"},
                 "wall_clock_breakdown": False,
@@ -57,12 +58,14 @@ class Engine:
         )
         self.module: Any = self._engine.module
         self.device: torch.device = self._engine.device
-        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self._is_bf16 = config.precision == "bf16"
 
     def __call__(self, *inputs: Any) -> Any:
         """What the module's ``forward`` gives: what a loss is computed from as tensors, or in a tuple, list or dict, since
         DeepSpeed prepares for the backward pass where the gradient reaches them."""
-        return self._engine(*inputs)
+        # With weights in bf16 autocast decides what is computed in it; inputs come in fp32, and so do sums and norms.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
+            return self._engine(*inputs)
 
     def step(self, loss: Tensor, lr: float) -> float:
         """Backward, average over ranks, clip, update with ``lr``. Returns the gradient's global norm before clipping."""
@@ -76,6 +79,14 @@ class Engine:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self._engine.step()
         return float(norm)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's state dict in fp32, also where it computes in bf16. Every rank must call it."""
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+        if self._is_bf16:
+            for name, parameter in self.module.named_parameters():
+                state[name] = safe_get_full_fp32_param(parameter).detach().float().cpu().clone()
+        return state
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Adam's moments in full, fp32, as ``exp_avg.NAME`` and ``exp_avg_sq.NAME``. Every rank must call it."""
@@ -126,6 +137,11 @@ class Engine:
             safe_set_full_optimizer_state(parameter, value, moment)
         else:
             self._base_optimizer.state[parameter][moment].copy_(value)
+
+
+def zero_stage(config: TrainConfig) -> int:
+    """The ZeRO stage: in bf16 at least 1, which keeps the weights in fp32 where they can be saved."""
+    return max(config.workers.zero_stage, 1 if config.precision == "bf16" else 0)
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

@@ -98,10 +98,9 @@ class Worker:
     def _save_if_due(self, observer: Observer | None) -> None:
         if self.step % self.config.checkpoint.every and self.step != self.config.steps:
             return
-        moments = self.engine.optimizer_state()  # every rank takes part
+        weights, moments = self.engine.weights(), self.engine.optimizer_state()  # every rank takes part
         if observer:
-            weights, extra = self.engine.module.state_dict(), self.kind.extra_state()
-            state = TrainState(self.step, weights, self.average.state(), moments, extra)
+            state = TrainState(self.step, weights, self.average.state(), moments, self.kind.extra_state())
             config = checkpoint_config(self.kind, observer.mlflow)
             folder = save_state(self.run, state, config, self.kind.folders(), self.config.checkpoint.keep)
             observer.saved(folder)

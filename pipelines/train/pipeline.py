@@ -117,7 +117,8 @@ def _follow(kind: Kind[Any], done: int, stop: threading.Event) -> None:
         if last is not None and last["step"] > done:
             if progress is None:  # the clock starts with the first steps, not with the start of the workers
                 progress = Progress("training", kind.config.steps, "steps", done=last["step"])
-            progress.update(last["step"] - progress.done, progress_note(kind.headline, last))
+            known = {**read_state(kind.run).get("validation", {}), **last}
+            progress.update(last["step"] - progress.done, progress_note(kind.headline, known))
         if stop.is_set():
             break
     if progress is not None:

@@ -2,7 +2,7 @@
 
 ``python -m tests.bench conditioning --checkpoint runs/demo/train`` (a model of synthetic videos, trained on every task).
 Truth is rendered for the same prompts; each task gives some of its frames, and the stretch that the model made is graded,
-with the frames beside it, next to what the model reaches from text alone.
+with the frames beside it, next to what the same frames of videos made from text alone reach.
 """
 
 from __future__ import annotations
@@ -35,27 +35,32 @@ def measure(checkpoint: str | None = None, videos: int = VIDEOS) -> dict[str, An
     texts = [p.text for p in prompts]
     truth = np.stack(list(render_truth(texts, SEED, model.default_bucket, model.fps)))  # N T H W 3
     rows: dict[str, dict[str, Any]] = {}
+    from_text = truth
     for task in get_args(Task):
         made, known = make(model, texts, [p.seed for p in prompts], truth, task)
         stretch = graded_stretch(known, truth.shape[1])
+        if task == "text":
+            from_text = made
         rows[task] = {
             "scores": accuracies(made[:, stretch], texts),
+            "text": accuracies(from_text[:, stretch], texts),
             "truth": accuracies(truth[:, stretch], texts),
             "frames": [stretch.start, stretch.stop],
             "unchanged": bool((made[:, known] == truth[:, known]).all()),
         }
-    text = rows["text"]["scores"]
     tasks = [task for task in rows if task != "text"]
-    ratios = {task: {a: rows[task]["scores"][a] / max(text[a], 1e-9) for a in ASPECTS} for task in tasks}
+    ratios = {t: {a: rows[t]["scores"][a] / max(rows[t]["text"][a], 1e-9) for a in ASPECTS} for t in tasks}
     worst = min(min(ratio.values()) for ratio in ratios.values())
     unchanged = all(row["unchanged"] for row in rows.values())
     told = "; ".join(
-        f"{task} colour {rows[task]['scores']['colour']:.3f}, direction {rows[task]['scores']['direction']:.3f}"
+        f"{task} colour {rows[task]['scores']['colour']:.3f} ({rows[task]['text']['colour']:.3f}), "
+        f"direction {rows[task]['scores']['direction']:.3f} ({rows[task]['text']['direction']:.3f})"
         for task in rows
     )
     return {
         "claim": CLAIM,
-        "detail": f"{videos} videos each: {told}; worst ratio {worst:.2f}; given frames unchanged: {unchanged}",
+        "detail": f"{videos} videos each (from text alone, same frames): {told}; worst ratio {worst:.2f}; "
+        f"given frames unchanged: {unchanged}",
         "holds": worst >= LEAST_RATIO and unchanged,
         "ratios": ratios,
         "tasks": rows,

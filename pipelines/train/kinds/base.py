@@ -25,10 +25,7 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 class Model(Protocol):
-    """The module of :meth:`Kind.build` under the engine: called, it gives what the module's ``forward`` gives."""
-
-    dtype: torch.dtype
-    """Of its weights, and of the inputs that it takes."""
+    """The module of :meth:`Kind.build`, bare or under the engine: called, it gives what the module's ``forward`` gives."""
 
     def __call__(self, *inputs: Any) -> Any: ...
 

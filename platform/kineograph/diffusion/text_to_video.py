@@ -193,7 +193,7 @@ class TextToVideo:
         ``overlap``."""
         trained = max((Bucket.parse(b).frames for b in self.config["buckets"]), default=1)
         latents = latents_of(window or trained, self.vae.strides[0])
-        return latents, (latents + 1) // 2 if overlap is None else overlap
+        return latents, max(1, latents // 2) if overlap is None else overlap
 
     def _canvas(self, bucket: Bucket) -> Bucket:
         """The size in whole latents that holds ``bucket``."""

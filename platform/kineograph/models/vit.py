@@ -184,7 +184,7 @@ SIZES = {"tiny": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024
 """Width, depth and heads by name."""
 
 VIT_PRESETS = {
-    "vit-demo": ViTConfig(size=(32, 32), patch=(4, 4), width=128, depth=4, heads=4),
+    "vit-demo": ViTConfig(size=(32, 32), patch=(8, 8), width=128, depth=4, heads=4),
     **{
         f"vit-{name}/16": ViTConfig(width=width, depth=depth, heads=heads)
         for name, (width, depth, heads) in SIZES.items()
@@ -202,6 +202,8 @@ def read_transformers_vit(folder: str | Path) -> ViT:
         state = {name.removeprefix("vit."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
         if raw["model_type"] != "vit":
             raise UserError(f"{folder} holds a {raw['model_type']}, not a ViT: give the folder of a ViT")
+        if raw["hidden_act"] != "gelu":
+            raise UserError(f"{folder} holds a ViT with {raw['hidden_act']} where this one has GELU: give another")
         side, patch = raw["image_size"], raw["patch_size"]
         config = ViTConfig(
             size=(side, side),

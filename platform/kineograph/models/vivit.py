@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kineograph.errors import UserError
 from kineograph.models.patches import patchify
@@ -86,16 +85,17 @@ class ViViT(nn.Module):
         check_alike(self.config, vit.config, ("width", "depth", "heads", "mlp_ratio", "qk_norm"))
         if vit.config.patch != tuple(patch):
             raise UserError(f"the ViT to start from has patches of {vit.config.patch}, this model of {tuple(patch)}")
-        weight = vit.embed_patches.weight[:, None] / frames  # D 1 rows·columns·3
+        kernel = vit.embed_patches.weight  # D rows·columns·3
+        tubelet = (kernel / frames)[:, None].repeat(1, frames, 1)  # D frames rows·columns·3
         if inflation == "central":
-            weight = weight * frames * F.one_hot(torch.tensor(frames // 2), frames)[:, None]  # D frames rows·columns·3
-        self.embed_patches.weight.copy_(weight.expand(-1, frames, -1).flatten(1))
+            tubelet.zero_()[:, frames // 2] = kernel
+        self.embed_patches.weight.copy_(tubelet.flatten(1))
         self.embed_patches.bias.copy_(vit.embed_patches.bias)
         self.spatial.start_from(vit.encoder)
 
 
 VIVIT_PRESETS = {
-    "vivit-demo": ViViTConfig(size=(32, 32), frames=9, patch=(3, 4, 4), width=128, depth=3, heads=4, temporal_depth=2),
+    "vivit-demo": ViViTConfig(size=(32, 32), frames=9, patch=(3, 8, 8), width=128, depth=4, heads=4, temporal_depth=2),
     **{
         f"vivit-{name}/16x2": ViViTConfig(width=width, depth=depth, heads=heads)
         for name, (width, depth, heads) in SIZES.items()

@@ -144,6 +144,7 @@ def test_a_folder_without_a_vit_is_one_line(published, tmp_path):
     with pytest.raises(UserError, match=r"layer\.1\.intermediate\.dense\.weight") as error:
         read_transformers_vit(tmp_path)
     assert "\n" not in str(error.value)
-    (tmp_path / "config.json").write_text(json.dumps({**raw, "model_type": "swin"}))
-    with pytest.raises(UserError, match="holds a swin"):
-        read_transformers_vit(tmp_path)
+    for change, said in (({"model_type": "swin"}, "holds a swin"), ({"hidden_act": "relu"}, "with relu")):
+        (tmp_path / "config.json").write_text(json.dumps({**raw, **change}))
+        with pytest.raises(UserError, match=said):
+            read_transformers_vit(tmp_path)

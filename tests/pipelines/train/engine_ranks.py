@@ -33,8 +33,13 @@ def main(rank, world, folder):
     from pipelines.train.engine import Engine
     from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 
-    def start(stage, seed):
-        settings = {"steps": 100, "optimizer": {"weight_decay": 0.01}, "workers": {"zero_stage": stage, "count": world}}
+    def start(stage, seed, precision="fp32"):
+        settings = {
+            "steps": 100,
+            "precision": precision,
+            "optimizer": {"weight_decay": 0.01},
+            "workers": {"zero_stage": stage, "count": world},
+        }
         return Engine(Net(seed), DiffusionRecipe.model_validate(settings))
 
     def walk(engine, steps):
@@ -46,8 +51,7 @@ def main(rank, world, folder):
         return {"gradient norms": torch.tensor(norms)}
 
     def state(engine):
-        weights = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
-        return weights, engine.optimizer_state()
+        return engine.weights(), engine.optimizer_state()
 
     def save(name, engine, norms=None):
         weights, moments = state(engine)
@@ -66,6 +70,14 @@ def main(rank, world, folder):
         engine.load(weights, moments, step=10)
         save(f"loaded {stage}", engine)
         save(f"resumed {stage}", engine, walk(engine, range(10, 20)))
+    for stage in (1, 2):
+        engine = start(stage, seed=1, precision="bf16")
+        walk(engine, range(10))
+        weights, moments = state(engine)
+        save(f"bf16 {stage}", engine, walk(engine, range(10, 20)))
+        engine = start(stage, seed=2, precision="bf16")
+        engine.load(weights, moments, step=10)
+        save(f"bf16 resumed {stage}", engine, walk(engine, range(10, 20)))
     dist.barrier()
     dist.destroy_process_group()
 

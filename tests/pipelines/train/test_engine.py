@@ -63,3 +63,14 @@ def test_moments_are_saved_under_the_names_of_the_weights(walked):
     names = ["up.weight", "up.bias", "down.weight"]
     expected = {f"{moment}.{name}" for name in names for moment in ("exp_avg", "exp_avg_sq")}
     assert {name for name in walked["at 10"] if name.startswith("exp_avg")} == expected
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_in_bf16_it_takes_nearly_the_same_steps(walked, stage):
+    """Weights move by up to 0.01 a step; bf16 has 8 bits."""
+    assert_equal(walked[f"bf16 {stage}"], walked["straight 0"], 0.05)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_in_bf16_it_goes_on_from_weights_in_fp32(walked, stage):
+    assert_equal(walked[f"bf16 resumed {stage}"], walked[f"bf16 {stage}"], 1e-6)

@@ -121,7 +121,7 @@ class ClassifierKind(Kind[ClassifierRecipe]):
         return prepare(augment(video, self.config.augment, *key), self.config.model)
 
     def losses(self, model: Model, batch: Examples, slots: Sequence[Slot], plan: StepPlan) -> Losses:
-        logits = model(batch.inputs.to(model.dtype)).float()
+        logits = model(batch.inputs).float()
         total = F.cross_entropy(logits, batch.classes, label_smoothing=self.config.label_smoothing, reduction="none")
         return Losses(total, {"accuracy": logits.detach().argmax(1).eq(batch.classes).float()})
 

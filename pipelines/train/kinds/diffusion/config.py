@@ -97,8 +97,8 @@ class DiffusionRecipe(TrainConfig):
     """A preset's name ('kineo model list'), keys of its kind, or both: {preset: stdit-b/2, depth: 8}. kind stdit, or dit,
     to which every frame is an image of its own."""
     start: str | None = None
-    """A checkpoint or training run to fine-tune, such as one that 'kineo model import' wrote: its averaged weights, its model,
-    and its diffusion and vae unless they are given."""
+    """A checkpoint or training run to fine-tune, such as one that 'kineo model import' wrote: its averaged weights, its
+    model, and its diffusion and vae unless they are given."""
     vae: Annotated[FittedVAE | FolderVAE, Field(discriminator="kind"), kind_unless_given("patch_pca")] = FittedVAE()
     """A patch-PCA autoencoder to fit, or {kind: folder, path: FOLDER}."""
     diffusion: Annotated[DiffusionConfig, kind_unless_given("flow")] = FlowConfig()

@@ -19,8 +19,8 @@ OF_THE_DATA = ("in_channels", "text_width")
 
 
 def with_start(config: DiffusionRecipe) -> DiffusionRecipe:
-    """The recipe with the model of the checkpoint that it starts from, and with its process and autoencoder where the recipe
-    names none. Raises UserError when there is no such checkpoint, or the recipe wants another model."""
+    """The recipe with the model of the checkpoint that it starts from, and with its process and autoencoder unless it has
+    its own. Raises UserError when there is no such checkpoint, or the recipe wants another model."""
     if config.start is None:
         return config
     if "model" in config.model_fields_set:

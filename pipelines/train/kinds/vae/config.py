@@ -57,7 +57,8 @@ class VAERecipe(TrainConfig):
     """Of loss.adversarial, where there is one."""
     validation: VAEValidationConfig = VAEValidationConfig()
     fit_clips: int = Field(256, ge=1)
-    """Training clips that bring the latents to unit variance, when training is done."""
+    """Training clips that the linear path starts from, and that bring the latents to unit variance when training is
+    done."""
 
     @model_validator(mode="after")
     def _check_start(self) -> VAERecipe:

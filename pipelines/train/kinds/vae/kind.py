@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -39,6 +39,19 @@ from pipelines.train.kinds.vae.objective import Objective
 from pipelines.train.observer import read_state, write_state
 from pipelines.train.plan import Slot, StepPlan
 from pipelines.train.ranks import on_all_ranks
+
+V = TypeVar("V")
+
+
+class Again(Iterable[V]):
+    """What ``make`` gives, made anew each time it is gone through, so that it is never held whole."""
+
+    def __init__(self, make: Callable[[], Iterator[V]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[V]:
+        return self._make()
+
 
 Judge = Callable[[Reconstruction, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
@@ -131,10 +144,12 @@ class VAEKind(Kind[VAERecipe]):
         return Reconstructor(vae)
 
     def start(self, model: nn.Module) -> None:
-        """Take the weights that the recipe starts from."""
+        """Take the weights that the recipe starts from, or the principal components of training clips."""
+        assert isinstance(model, Reconstructor)
         if self.config.start is not None:
-            assert isinstance(model, Reconstructor)
             model.vae.load_state_dict(load_autoencoder(self.run / START_FOLDER).state_dict())
+        elif self.vae_config.linear_path:
+            model.vae.fit_linear_path(Again(self._videos))
 
     def place(self, device: torch.device) -> None:
         super().place(device)
@@ -170,7 +185,7 @@ class VAEKind(Kind[VAERecipe]):
             self.adversary if self.adversary and self.adversary.is_active(plan.step) else None,
             len(plan.slots),
         )
-        return Losses(*model(batch.to(model.dtype), noise.to(model.dtype), objective))
+        return Losses(*model(batch, noise, objective))
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
         return {"discriminator": self.adversary.state()} if self.adversary else {}

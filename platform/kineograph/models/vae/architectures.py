@@ -15,6 +15,7 @@ from torch import Tensor, full, nn, ones, tensor
 
 from kineograph.config import Config
 from kineograph.errors import UserError
+from kineograph.models.vae.init import initialise
 
 IMAGE_CLASSES = ("AutoencoderKL",)
 """Autoencoders of single images."""
@@ -45,11 +46,20 @@ def _wan(**settings: Any) -> Architecture:
 
 
 PRESETS = {
-    # Small enough to be trained in minutes on two cores: 4 frames of 4x4 pixels per latent, 16 channels.
+    # Small enough to be trained in minutes on two cores: 2 frames of 4x4 pixels per latent, 16 channels. Half resolution
+    # from the first layer on, and shortcuts past every block, as in Wan 2.2.
     "causal-mini": _wan(
-        base_dim=16, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True], dropout=0.0
+        base_dim=16,
+        z_dim=16,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
     ),
-    # A quarter of the width of Wan 2.1: for one GPU.
+    # A third of the width of Wan 2.1: for one GPU.
     "causal-small": _wan(base_dim=32, z_dim=16),
     # Wan 2.1: 4 frames of 8x8 pixels per latent, 16 channels.
     "causal-base": _wan(base_dim=96, z_dim=16),
@@ -110,7 +120,7 @@ def diffusers_class(name: str) -> Any:
 
 
 def build(architecture: Architecture) -> nn.Module:
-    """The model with random weights. Raises UserError when the class does not take the settings."""
+    """The model with weights to begin training with. Raises UserError when the class does not take the settings."""
     cls = diffusers_class(architecture.class_name)
     known = settings_of(cls)
     for key in architecture.settings:
@@ -123,6 +133,7 @@ def build(architecture: Architecture) -> nn.Module:
     except (TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{architecture.class_name} cannot be built from its settings: {reason}") from error
+    initialise(model)
     return prepared(model)
 
 

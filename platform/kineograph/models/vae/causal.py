@@ -67,18 +67,24 @@ class CausalVAE(KLAutoencoder):
 
     def posterior(self, video: Tensor) -> Posterior:
         """See :class:`KLAutoencoder`."""
-        if not self.config.is_exact:
-            return posterior_of(self.model.encode(video))
-        steps = cached_steps(self.model)
-        moments = list(in_steps(steps.encode, [video], sys.maxsize, self.strides[0]))
-        mean, logvar = cat(moments, dim=2).chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(MIN_LOGVAR, MAX_LOGVAR))
+        if self.config.is_exact:
+            steps = cached_steps(self.model)
+            moments = list(in_steps(steps.encode, [video], sys.maxsize, self.strides[0]))
+            mean, logvar = cat(moments, dim=2).chunk(2, dim=1)
+            posterior = Posterior(mean, logvar.clamp(MIN_LOGVAR, MAX_LOGVAR))
+        else:
+            posterior = posterior_of(self.model.encode(video))
+        if self.linear is None:
+            return posterior
+        return Posterior(posterior.mean + self.linear.encode_video(video), posterior.logvar)
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """See :class:`KLAutoencoder`."""
-        if not self.config.is_exact:
-            return self.model.decode(latents).sample
-        return cat(list(in_steps(cached_steps(self.model).decode, [latents], sys.maxsize)), dim=2)
+        if self.config.is_exact:
+            video = cat(list(in_steps(cached_steps(self.model).decode, [latents], sys.maxsize)), dim=2)
+        else:
+            video = self.model.decode(latents).sample
+        return video if self.linear is None else video + self.linear.decode_video(latents)
 
     def _window(self, whole: bool) -> Window:
         overlap = self.config.overlap
@@ -89,6 +95,8 @@ class CausalVAE(KLAutoencoder):
 
         def step(frames: Tensor, is_first: bool) -> Tensor:
             mean = steps.encode(frames, is_first).chunk(2, dim=1)[0]
+            if self.linear is not None:
+                mean = mean + self.linear.encode(frames, is_first)
             return self.latent_norm.normalise(mean)
 
         return step
@@ -97,6 +105,10 @@ class CausalVAE(KLAutoencoder):
         steps = cached_steps(self.model)
 
         def step(latents: Tensor, is_first: bool) -> Tensor:
-            return steps.decode(self.latent_norm.denormalise(latents), is_first).clamp(-1, 1)
+            latents = self.latent_norm.denormalise(latents)
+            frames = steps.decode(latents, is_first)
+            if self.linear is not None:
+                frames = frames + self.linear.decode(latents, is_first)
+            return frames.clamp(-1, 1)
 
         return step

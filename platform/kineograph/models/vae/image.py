@@ -47,11 +47,14 @@ class ImageVAE(KLAutoencoder):
     def posterior(self, video: Tensor) -> Posterior:
         """See :class:`KLAutoencoder`."""
         mean, logvar = posterior_of(self.model.encode(_as_images(video)))
+        if self.linear is not None:
+            mean = mean + _as_images(self.linear.encode(video, is_first=True))
         return Posterior(_as_videos(mean, len(video)), _as_videos(logvar, len(video)))
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """See :class:`KLAutoencoder`."""
-        return _as_videos(self.model.decode(_as_images(latents)).sample, len(latents))
+        video = _as_videos(self.model.decode(_as_images(latents)).sample, len(latents))
+        return video if self.linear is None else video + self.linear.decode(latents, is_first=True)
 
 
 def _as_images(video: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kineograph.errors import UserError
 from kineograph.models.vae.architectures import (
     Architecture,
     build,
@@ -22,7 +23,9 @@ from kineograph.models.vae.architectures import (
     published_scaling,
 )
 from kineograph.models.vae.base import Autoencoder, AutoencoderConfig
+from kineograph.models.vae.init import last_layer, moments_layer, silence
 from kineograph.models.vae.latent_norm import LatentNorm
+from kineograph.models.vae.linear_path import LinearPath
 from kineograph.models.vae.tiling import Tiling
 
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
@@ -34,6 +37,9 @@ class KLAutoencoderConfig(AutoencoderConfig):
 
     architecture: Architecture
     """Its class and settings, or the name of a preset."""
+    linear_path: bool = False
+    """Whether a linear map of patches leads past the network, both ways: for training from scratch
+    (:class:`LinearPath`)."""
     tiling: Tiling | None = Field(None)
     """Tiles that frames are coded in, for frames too large to be coded at once; none codes them whole."""
 
@@ -69,6 +75,9 @@ class KLAutoencoder(Autoencoder):
         self.model: Any = build(config.architecture) if model is None else model
         self.channels = model_channels(self.model)
         self.strides = model_strides(self.model)
+        if config.linear_path and moments_layer(self.model) is None:
+            raise UserError(f"linear_path does not go with {config.architecture.class_name}: set linear_path=false")
+        self.linear = LinearPath(self.channels, self.strides) if config.linear_path else None
         self.latent_norm = LatentNorm(self.channels)
         shift, scale = published_scaling(self.model, config.architecture.settings)
         self.latent_norm.shift.copy_(shift)
@@ -92,12 +101,18 @@ class KLAutoencoder(Autoencoder):
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return Reconstruction(self.reconstruct(mean + logvar.div(2).exp() * noise), mean, logvar)
 
+    @torch.no_grad()
+    def fit_linear_path(self, videos: Iterable[Tensor]) -> None:
+        """Start the linear path as the principal components of ``videos``, each (3 T H W) in [-1, 1], and the network as
+        adding nothing to it. The videos are gone through twice."""
+        assert self.linear is not None
+        self.linear.fit(videos)
+        silence(self.model)
+
     @property
     def last_layer(self) -> Tensor:
         """The weight of the decoder's last layer, where the adversarial loss is weighed against the others."""
-        decoder = self.model.decoder
-        layer: nn.Module = decoder.proj_out if hasattr(decoder, "proj_out") else decoder.conv_out
-        return next(weight for weight in layer.parameters() if weight.dim() > 1)
+        return next(weight for weight in last_layer(self.model).parameters() if weight.dim() > 1)
 
     @torch.no_grad()
     def fit_latents(self, videos: Iterable[Tensor]) -> None:

@@ -5,7 +5,15 @@ import torch
 
 from kineograph.config import parse_config
 from kineograph.errors import RecipeError, UserError
-from kineograph.models.vae import CausalVAEConfig, ImageVAEConfig, build_autoencoder
+from kineograph.models.vae import (
+    CausalVAEConfig,
+    ImageVAEConfig,
+    PatchPCA,
+    PatchPCAConfig,
+    build_autoencoder,
+    load_autoencoder,
+    save_autoencoder,
+)
 from kineograph.models.vae.architectures import CACHED_CLASSES, CAUSAL_CLASSES, PRESETS, WINDOWED_CLASSES
 from kineograph.models.vae.seams import seams
 
@@ -21,6 +29,9 @@ STRIDES = {
     "AutoencoderKLMochi": (6, 8, 8),
     "AutoencoderKLCosmos": (4, 4, 4),
 }
+
+WITH_LINEAR_PATH = ["AutoencoderKL", "AutoencoderKLWan", "AutoencoderKLWan 2.2", "AutoencoderKLQwenImage"]
+WITH_LINEAR_PATH += ["AutoencoderKLMagvit", "AutoencoderKLHunyuanVideo"]
 
 
 def test_every_class_on_the_lists_is_tried_here():
@@ -78,9 +89,14 @@ def test_windows_come_close_to_the_whole_and_closer_when_they_overlap_more(name,
     assert min(seams(make_vae(name, chunk=16), video, chunked=True)) == float("inf")  # one window
 
 
+@pytest.mark.parametrize("linear_path", [False, True])
 @pytest.mark.parametrize("name", STRIDES)
-def test_training_reaches_every_weight(name, make_vae, make_video):
-    vae, video = make_vae(name).train(), make_video(1 + STRIDES[name][0], 16, 16, batch=2)
+def test_training_reaches_every_weight(name, linear_path, make_vae, make_video):
+    if linear_path and name not in WITH_LINEAR_PATH:
+        with pytest.raises(UserError, match=f"does not go with {name}: set linear_path=false"):
+            make_vae(name, linear_path=True)
+        return
+    vae, video = make_vae(name, linear_path=linear_path).train(), make_video(1 + STRIDES[name][0], 16, 16, batch=2)
     out = vae.training_forward(video)
     assert out.video.shape == video.shape
     assert out.mean.shape == out.logvar.shape == vae.encode(video).shape
@@ -181,6 +197,51 @@ def test_a_preset_is_its_architecture():
     config = parse_config({"architecture": "causal-mini"}, CausalVAEConfig)
     assert config.architecture == PRESETS["causal-mini"]
     vae = build_autoencoder(config)
-    assert (vae.strides, vae.channels) == ((4, 4, 4), 16)
+    assert (vae.strides, vae.channels) == ((2, 4, 4), 16)
     vae = build_autoencoder(parse_config({"architecture": "image-mini"}, ImageVAEConfig))
     assert (vae.strides, vae.channels) == ((1, 4, 4), 16)
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLWan 2.2", "AutoencoderKLQwenImage"])
+def test_a_fresh_network_passes_a_picture_on(name, make_vae):
+    """Its blocks begin as their shortcuts, values keep their size, and the posterior is narrow."""
+    vae = make_vae(name)
+    torch.manual_seed(0)
+    for block in (vae.model.encoder.mid_block, vae.model.decoder.mid_block):
+        x = torch.randn(2, block.dim, 3, 4, 4)
+        assert torch.equal(block(x), x)
+    with torch.no_grad():
+        out = vae.training_forward(torch.rand(2, 3, 5, 16, 16) * 2 - 1)
+    assert out.logvar.max() < -3
+    assert 0.1 < out.mean.std() < 10
+    assert 0.1 < out.video.std() < 10
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoencoderKL", "AutoencoderKLWan", "AutoencoderKLHunyuanVideo", "AutoencoderKLMagvit"]
+)
+def test_training_with_a_linear_path_begins_where_patch_pca_ends(name, make_vae, make_video):
+    vae = make_vae(name, linear_path=True)
+    frames, stride = vae.strides[:2]
+    videos = list(make_video(1 + 2 * frames, 32, 32, seed=3, batch=4))
+    vae.fit_linear_path(videos)
+    pca = PatchPCA(PatchPCAConfig(stride=stride, temporal_stride=frames, channels=vae.channels))
+    pca.fit(videos)
+    length = 1 if name == "AutoencoderKL" else 3  # to an image autoencoder every frame is a first one
+    video = make_video(1 + frames * (length - 1), 16, 24, seed=4)
+    with torch.no_grad():
+        latents = pca.encode(video)
+        torch.testing.assert_close(vae.encode(video), latents, atol=1e-4, rtol=0)
+        torch.testing.assert_close(vae.decode(latents), pca.decode(latents), atol=1e-4, rtol=0)
+
+
+def test_a_linear_path_goes_with_streams_and_folders(make_vae, make_video, tmp_path):
+    vae, video = make_vae("AutoencoderKLWan", linear_path=True), make_video(13, 16, 24)
+    with torch.no_grad():
+        latents = vae.encode(video)
+        frames = vae.decode(latents)
+    assert torch.equal(torch.cat(list(vae.encode_stream(video.split(2, dim=2))), dim=2), latents)
+    assert torch.equal(torch.cat(list(vae.decode_stream(latents.split(3, dim=2))), dim=2), frames)
+    save_autoencoder(vae, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_autoencoder(tmp_path).encode(video), latents)

@@ -77,21 +77,9 @@ def opened(data, run, **parts):
     return kind
 
 
-class Bare:
-    """A model without an engine around it."""
-
-    dtype = torch.float32
-
-    def __init__(self, module):
-        self._module = module
-
-    def __call__(self, *inputs):
-        return self._module(*inputs)
-
-
 def step_of(kind, model, step=1):
     plan = kind.dataset.plan.step(step)
-    return kind.losses(Bare(model), kind.load(plan.slots), plan.slots, plan)
+    return kind.losses(model, kind.load(plan.slots), plan.slots, plan)
 
 
 @pytest.mark.slow
@@ -191,10 +179,10 @@ def test_a_batch_and_its_losses_do_not_depend_on_who_computes_them(dataset, tmp_
     torch.manual_seed(0)
     model = kind.build()
     plan = kind.dataset.plan.step(1)
-    whole = kind.losses(Bare(model), kind.load(plan.slots), plan.slots, plan)
+    whole = kind.losses(model, kind.load(plan.slots), plan.slots, plan)
     for rank in range(2):
         slots = plan.of_rank(rank, 2)
-        mine = kind.losses(Bare(model), kind.load(slots), slots, plan)
+        mine = kind.losses(model, kind.load(slots), slots, plan)
         torch.testing.assert_close(mine.total, whole.total[rank::2], atol=1e-5, rtol=1e-5)
 
 
