@@ -132,20 +132,34 @@ def _from_diffusers(source: str, raw: dict[str, Any]) -> Autoencoder:
 def _hub_config(name: str) -> dict[str, Any]:
     """config.json of an autoencoder on the hub, or of the one in a pipeline there."""
     loader = diffusers_class("AutoencoderKL")
-    reason: BaseException | None = None
+    reason = ""
     for subfolder in (None, "vae"):
         options = {} if subfolder is None else {"subfolder": subfolder}
         try:
             raw = loader.load_config(name, **options)
         except (OSError, ValueError) as error:
-            reason = reason or error
-            continue
-        return dict(raw) if subfolder is None else {**raw, "_subfolder": subfolder}
+            if _is_unreachable(error):
+                reason = "it cannot be reached"
+                break
+            reason = reason or _one_line(error)
+        else:
+            return dict(raw) if subfolder is None else {**raw, "_subfolder": subfolder}
     raise UserError(
-        f"no autoencoder {name!r}: there is no such folder, and the Hugging Face hub did not give it "
-        f"({_one_line(reason)}); download it and give its folder"
-    ) from reason
+        f"no autoencoder {name!r}: there is no such folder, and the Hugging Face hub did not give it ({reason}); "
+        "download it and give its folder"
+    )
 
 
-def _one_line(error: BaseException | None) -> str:
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether the hub was not reached, which diffusers reports as a file that is missing there."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    while error is not None:
+        if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
