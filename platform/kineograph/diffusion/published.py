@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,8 +26,9 @@ from kineograph.models.dit import DiTConfig
 from kineograph.models.importing import load_opensora_v1, load_opensora_v3, read_state
 from kineograph.models.importing_dit import load_dit
 from kineograph.models.stdit import STDiTConfig
+from kineograph.models.text import ClassLabels, absolute_spec, load_text_encoder, parse_spec
 from kineograph.models.vae import Autoencoder, load_autoencoder, save_autoencoder
-from kineograph.store.checkpoints import CONFIG, checkpoint_folder, seal
+from kineograph.store.checkpoints import CHECKPOINTS, CONFIG, checkpoint_folder, seal
 from kineograph.store.commit import committed, sha256_file, write_json
 
 Load = Callable[[Mapping[str, Tensor], int | None], nn.Module]
@@ -105,25 +109,34 @@ def import_checkpoint(
 
     ``vae`` and ``text_encoder`` default to what the authors used, by hub name; ``bucket`` is the size that is sampled
     unless another is asked for. Returns what was written. Raises UserError when the weights are of something else, the
-    autoencoder cannot be had or does not fit, or ``out`` is taken.
+    autoencoder cannot be had or does not fit, the text encoder does not fit, or ``out`` is taken; then nothing is written.
     """
     if format_name not in FORMATS:
         raise UserError(f"no format {format_name!r}; there is: {', '.join(FORMATS)}")
     known = FORMATS[format_name]
-    folder = checkpoint_folder(Path(out), 0)
-    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is taken: give a new or empty directory")
-    model = known.load(read_state(weights), heads)
+    if not (vae or known.vae):
+        raise UserError(f"the autoencoder of {format_name} is in no format that can be read: give one with --vae")
+    encoder = absolute_spec(text_encoder or known.text_encoder)
+    model = _load(known, weights, heads)
     config = model.config
     assert isinstance(config, STDiTConfig | DiTConfig)
-    autoencoder = _autoencoder(vae or known.vae, config.in_channels, format_name)
+    _check_text_encoder(encoder, config)
+    autoencoder = load_autoencoder(vae or known.vae)
+    if autoencoder.channels != config.in_channels:
+        raise UserError(
+            f"the autoencoder {vae or known.vae} has {autoencoder.channels} channels, the model {config.in_channels}: "
+            "give another --vae"
+        )
     bucket = bucket or _first_bucket(known, config, autoencoder)
     facts = {
         "kind": "diffusion",
         "model": config.model_dump(mode="json"),
         "diffusion": known.diffusion.model_dump(mode="json"),
         "text_encoder": {
-            "name": text_encoder or known.text_encoder,
+            "name": encoder,
             "width": config.text_width,
             "max_tokens": config.null_tokens if isinstance(config, STDiTConfig) else 1,
         },
@@ -133,28 +146,63 @@ def import_checkpoint(
         "step": 0,
         "imported": {"format": format_name, "file": Path(weights).name, "sha256": _digest(Path(weights))},
     }
-    folder.mkdir(parents=True)
-    with committed(folder / "model.safetensors") as temp:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temp)
-    os.link(folder / "model.safetensors", folder / "ema.safetensors")  # published weights are averaged already
-    save_autoencoder(autoencoder, folder / "vae")
-    write_json(folder / CONFIG, facts)
-    seal(folder)
+    with _made_or_absent(out):
+        folder = checkpoint_folder(out, 0)
+        _write(folder, model, autoencoder, facts)
     parameters = sum(p.numel() for p in model.parameters())
     return {"checkpoint": str(folder), "parameters": parameters, **facts}
 
 
-def _autoencoder(name: str, channels: int, format_name: str) -> Autoencoder:
-    if not name:
-        raise UserError(
-            f"the autoencoder of {format_name} is in no format that can be read: give one of {channels} channels with --vae"
-        )
-    autoencoder = load_autoencoder(name)
-    if autoencoder.channels != channels:
-        raise UserError(
-            f"the autoencoder {name} has {autoencoder.channels} channels, the model {channels}: give another --vae"
-        )
-    return autoencoder
+def _load(known: Format, weights: str | Path, heads: int | None) -> nn.Module:
+    try:
+        return known.load(read_state(weights), heads)
+    except ValidationError as error:  # of a config, such as heads that do not divide the width
+        reason = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+        raise UserError(f"{weights} and --heads make no model: {reason}") from error
+
+
+def _check_text_encoder(spec: str, config: STDiTConfig | DiTConfig) -> None:
+    """Raise UserError when the states of ``spec`` are not what the model takes. One on the hub is not asked, as that
+    would download it."""
+    takes_labels = isinstance(config, DiTConfig) and config.condition == "class"
+    if (spec == ClassLabels.name) != takes_labels:
+        takes = f"numbers of classes: its text encoder is {ClassLabels.name}" if takes_labels else "the states of words"
+        raise UserError(f"--text-encoder {spec} does not fit: this model takes {takes}")
+    if all(part.where == "" or Path(part.where).is_dir() for part in parse_spec(spec)):
+        width = load_text_encoder(spec).width
+        if width != config.text_width:
+            raise UserError(
+                f"--text-encoder {spec} has {width} channels, the model takes {config.text_width}: give the one that it "
+                "was trained with"
+            )
+
+
+@contextmanager
+def _made_or_absent(run: Path) -> Iterator[None]:
+    """``run`` as a directory, which is again as empty, or as absent, as before when the block fails."""
+    was_there = run.exists()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {run} cannot be made: {error.strerror}") from error
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(run / CHECKPOINTS if was_there else run, ignore_errors=True)
+        raise
+
+
+def _write(folder: Path, model: nn.Module, autoencoder: Autoencoder, facts: Mapping[str, Any]) -> None:
+    with committed(folder / "model.safetensors") as temp:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temp)
+    with committed(folder / "ema.safetensors") as temp:  # published weights are averaged already
+        try:
+            os.link(folder / "model.safetensors", temp)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(folder / "model.safetensors", temp)
+    save_autoencoder(autoencoder, folder / "vae")
+    write_json(folder / CONFIG, facts)
+    seal(folder)
 
 
 def _first_bucket(known: Format, config: STDiTConfig | DiTConfig, vae: Autoencoder) -> Bucket:

@@ -38,6 +38,7 @@ from kineograph.diffusion.windows import (
 from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
 from kineograph.models.denoisers import load_denoiser
+from kineograph.models.dit import DiT
 from kineograph.models.text import TextEncoder, encode_captions, load_text_encoder
 from kineograph.models.vae import Autoencoder, load_autoencoder, to_uint8, to_unit_range
 from kineograph.store.checkpoints import CONFIG, read_config, resolve_checkpoint
@@ -205,6 +206,8 @@ class TextToVideo:
         n = len(request.prompts)
         states = encode_captions(self.text_encoder, [*request.prompts, request.negative_prompt])
         text, mask = pad_texts([*states[:n], *states[n:] * n])  # B prompts, then B times the negative one
+        if isinstance(self.model, DiT):
+            self.model.check_labels(text, mask)
         fps = torch.full((n,), 0.0 if request.bucket.is_image else request.fps)
         size = torch.tensor([[canvas.height, canvas.width]] * n, dtype=torch.float32)
         return tuple(t.to(self.device) for t in (text, mask, fps, size))

@@ -50,9 +50,10 @@ class Footage:
     def open(cls, path: str | Path, limits: MediaLimits | None = None, guard: GuardLimits | None = None) -> Footage:
         """Look at the whole file. Raises MediaFault when it gives no frames or passes a limit."""
         limits, guard = limits or MediaLimits(), guard or GuardLimits()
+        path = Path(path).absolute()  # a child that has been running has a current folder of its own
         found = run_guarded(f"{CHILD}:survey", {"path": str(path), "limits": limits.model_dump()}, guard)
         times = np.array(found["times"], np.float64)
-        return cls(Path(path), found["width"], found["height"], times, found["interlaced"], limits, guard)
+        return cls(path, found["width"], found["height"], times, found["interlaced"], limits, guard)
 
     @property
     def is_still(self) -> bool:
@@ -90,7 +91,7 @@ class Footage:
 
 def read_comment(path: str | Path) -> str:
     """What stands in the comment tag of a video file, "" where there is none. Raises MediaFault for what is no video."""
-    arguments = {"path": str(path), "limits": MediaLimits().model_dump()}
+    arguments = {"path": str(Path(path).absolute()), "limits": MediaLimits().model_dump()}
     return str(run_guarded(f"{CHILD}:comment", arguments, GuardLimits()))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kineograph.config import Config
+from kineograph.errors import UserError
 from kineograph.models.layers import (
     MLP,
     Attention,
@@ -206,6 +207,13 @@ class DiT(nn.Module):
         shift, scale = self.final_modulation(embedding).unsqueeze(1).chunk(2, dim=-1)  # B 1 D
         x = self.to_patches(modulate(layer_norm(x), shift, scale))
         return unpatchify(x.unsqueeze(1), patch, (1, height, width)).squeeze(2)
+
+    def check_labels(self, text: Tensor, text_mask: Tensor) -> None:
+        """Raise UserError when tokens (B 1 2) of a model of classes name one that it does not have."""
+        if self.config.condition == "class" and bool(text_mask.any()):
+            most = int(_labels(text[text_mask.any(dim=1)], text_mask[text_mask.any(dim=1)], 0).max())
+            if most >= self.config.num_classes:
+                raise UserError(f"this model has the classes 0 to {self.config.num_classes - 1}, and not {most}")
 
     def _embed_text(self, captions: Captions) -> PackedTokens:
         """Packed tokens; a row without any sees the one that stands for "no caption"."""

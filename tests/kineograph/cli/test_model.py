@@ -101,7 +101,7 @@ def test_an_imported_checkpoint_has_the_strides_of_the_autoencoder_beside_it(tmp
 
 def test_a_classifier_as_well(tmp_path: Path) -> None:
     facts = call("info", str(save(tmp_path, CLASSIFIER)), "--json")
-    assert (facts["size"], facts["visual_tokens"]) == ([1, 32, 32], 64)
+    assert (facts["size"], facts["visual_tokens"]) == ([1, 32, 32], 16)
     assert facts["parameters"]["parts"]["head"] == 3 * (128 + 1)
 
 
