@@ -11,9 +11,9 @@ import json
 import sys
 from typing import Any
 
-from tests.bench import curation, long_video
+from tests.bench import curation
 
-NAMES = ("startup", "curation", "redecide", "kills", "training", "hostile", "long_video")
+NAMES = ("startup", "curation", "redecide", "kills", "training", "hostile", "long_video", "conditioning")
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"One of {', '.join(NAMES)}; all by default.")
     parser.add_argument("--json", action="store_true", help="One JSON list on stdout.")
-    parser.add_argument("--checkpoint", help="What long_video generates with; random weights by default.")
+    parser.add_argument(
+        "--checkpoint", help="What long_video (else with random weights) and conditioning generate with."
+    )
     curation.add_options(parser)
     given = parser.parse_args(arguments)
     results: list[dict[str, Any]] = []
@@ -31,8 +33,8 @@ def main(arguments: list[str]) -> int:
             parser.error(f"no benchmark {name!r}; there are: {', '.join(NAMES)}")
         if name == "curation":
             found = curation.measure(given.only, given.files, given.data_juicer)
-        elif name == "long_video":
-            found = [{"name": name, **long_video.measure(given.checkpoint)}]
+        elif name in ("long_video", "conditioning"):
+            found = [{"name": name, **importlib.import_module(f"tests.bench.{name}").measure(given.checkpoint)}]
         else:
             found = [{"name": name, **importlib.import_module(f"tests.bench.{name}").measure()}]
         results.extend(found)

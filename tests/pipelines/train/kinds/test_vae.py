@@ -225,6 +225,20 @@ def test_a_discriminator_goes_on_where_it_was(dataset, tmp_path):
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
+def test_with_a_linear_path_it_starts_from_principal_components(dataset, tmp_path):
+    kind = opened(dataset, tmp_path, vae={"architecture": CAUSAL, "linear_path": True})
+    torch.manual_seed(0)
+    model = kind.build()
+    kind.start(model)
+    clip = kind.loader.load(kind.dataset.held_out(1)[-1])[0].picture
+    video = cut_centre(clip, whole_size(Bucket(32, 32, 9), (4, 4, 4)))[None]
+    pca = PatchPCA(PatchPCAConfig(channels=3))
+    pca.fit(list(kind._videos()))
+    with torch.no_grad():
+        measured = model.vae.eval().decode(model.vae.encode(video))
+    torch.testing.assert_close(measured, pca.decode(pca.encode(video)), atol=1e-3, rtol=0)
+
+
 class TestPlan:
     def test_it_says_what_is_trained(self, dataset, tmp_path):
         facts = plan(config(), dataset, tmp_path / "train")
