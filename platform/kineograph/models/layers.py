@@ -27,8 +27,8 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-class Attention(nn.Module):
-    """Self-attention over SDPA, with QK-norm (RMS per head; Dehghani et al. 2023) and optional RoPE."""
+class _Heads(nn.Module):
+    """The weights of attention, with QK-norm (RMS per head; Dehghani et al. 2023)."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool = True) -> None:
         super().__init__()
@@ -39,6 +39,10 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
+
+
+class Attention(_Heads):
+    """Self-attention over SDPA, with QK-norm and optional RoPE."""
 
     def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
         """x (B N D) attends to itself; ``angles`` (N d/2) rotate queries and keys."""
@@ -75,18 +79,8 @@ def pack_tokens(states: Tensor, mask: Tensor) -> PackedTokens:
     return PackedTokens(states[mask], starts.int(), places, valid)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(_Heads):
     """Attention to the text over SDPA, with QK-norm."""
-
-    def __init__(self, width: int, heads: int, qk_norm: bool = True) -> None:
-        super().__init__()
-        check_heads(width, heads)
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: PackedTokens) -> Tensor:
         """x (B N D) attends to the tokens of its row's caption."""
