@@ -109,8 +109,6 @@ class DiffusionRecipe(TrainConfig):
 
     @model_validator(mode="after")
     def _check_model(self) -> DiffusionRecipe:
-        if self.diffusion.kind == "gaussian" and self.diffusion.timesteps == "importance":
-            raise ValueError("importance-sampled timesteps are not in training yet: set diffusion.timesteps=uniform")
         if build_process(self.diffusion).output_factor == 2 and not self.model.learn_sigma:
             raise ValueError(
                 "the variance is to be learned, and the model does not say one: set model.learn_sigma=true"

@@ -34,8 +34,11 @@ from pipelines.train.kinds.diffusion.autoencoder import (
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 from pipelines.train.kinds.diffusion.objective import slot_losses
 from pipelines.train.kinds.diffusion.start import check_start, load_start, with_start
+from pipelines.train.kinds.diffusion.timesteps import Timesteps
 from pipelines.train.plan import Slot, StepPlan
 
+TIMESTEPS = "timesteps"
+"""Name of what importance sampling remembers, in checkpoints."""
 TEXT_FIT_CAPTIONS = 4096
 """Captions, at most, that the model's text norm is fitted on: enough for the covariance of a 384-d encoder."""
 
@@ -100,6 +103,7 @@ class DiffusionKind(Kind[DiffusionRecipe]):
     def place(self, device: torch.device) -> None:
         super().place(device)
         self.process = build_process(self.config.diffusion)
+        self.timesteps = Timesteps(self.config.diffusion, self.process)
         self.vae.to(device)
 
     @cached_property
@@ -111,7 +115,18 @@ class DiffusionKind(Kind[DiffusionRecipe]):
     def losses(self, model: Model, batch: Batch, slots: Sequence[Slot], plan: StepPlan) -> Losses:
         with torch.no_grad():
             latents = batch.latents(self.vae)
-        return Losses(slot_losses(self.process, model, batch, latents, slots, self.config))
+        losses = slot_losses(self.process, self.timesteps, model, batch, latents, slots, self.config)
+        places = {slot: place for place, slot in enumerate(plan.slots)}
+        self.timesteps.learn([places[slot] for slot in slots], len(plan.slots))
+        return Losses(losses)
+
+    def extra_state(self) -> dict[str, dict[str, Tensor]]:
+        state = self.timesteps.state()
+        return {TIMESTEPS: state} if state else {}
+
+    def load_extra(self, state: dict[str, dict[str, Tensor]]) -> None:
+        if TIMESTEPS in state:
+            self.timesteps.load(state[TIMESTEPS])
 
     # On rank 0.
 

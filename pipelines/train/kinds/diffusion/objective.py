@@ -12,11 +12,13 @@ from kineograph.diffusion.process import Process
 from kineograph.diffusion.random import normal, uniform
 from kineograph.store.loader import Batch
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
+from pipelines.train.kinds.diffusion.timesteps import Timesteps
 from pipelines.train.plan import Slot
 
 
 def slot_losses(
     process: Process,
+    timesteps: Timesteps,
     model: Callable[..., Tensor],
     batch: Batch,
     latents: Tensor,
@@ -25,8 +27,8 @@ def slot_losses(
 ) -> Tensor:
     """Loss of each clip (B) for latents (B C T H W).
 
-    Noise, timesteps, tasks and dropped captions depend on (seed, epoch, clip) and on nothing else, so neither the number
-    of ranks nor a restart changes them. An image, or with conditioning.factorised off a whole video, is one prediction. A
+    Noise, tasks and dropped captions depend on (seed, epoch, clip) and on nothing else, and so do timesteps unless they are
+    drawn by importance, so neither the number of ranks nor a restart changes them. An image, or with conditioning.factorised off a whole video, is one prediction. A
     factorised video is two: its first latent frame alone, and the rest with the frames given that its task gives; the
     loss is their mean, weighted by frames.
     """
@@ -38,11 +40,13 @@ def slot_losses(
     def part(data: Tensor, purpose: str, given: Tensor) -> Tensor:
         noise = torch.stack([normal(tuple(data.shape[1:]), *key, purpose, "noise") for key in keys]).to(data)
         normals = torch.cat([normal((1,), *key, purpose, "timestep") for key in keys]).to(data.device)
-        drawn = process.draw_timesteps(normals, pixels, data.shape[2])
-        timestep = hold_given(drawn[:, None].expand_as(given), given)
+        drawn = timesteps.draw(normals, pixels, data.shape[2])
+        timestep = hold_given(drawn.timesteps[:, None].expand_as(given), given)
         noisy = torch.where(given[:, None, :, None, None], data, process.add_noise(data, noise, timestep))
         output = model(noisy, process.model_time(timestep), batch.text, text_mask, batch.fps, batch.size)
-        return mean_over_asked(process.losses(output, data, noise, timestep), given)
+        losses = mean_over_asked(process.losses(output, data, noise, timestep), given)
+        timesteps.tell(drawn.timesteps, losses)
+        return drawn.weights * losses
 
     def nothing(data: Tensor) -> Tensor:
         return torch.zeros(data.shape[0], data.shape[2], dtype=torch.bool, device=data.device)

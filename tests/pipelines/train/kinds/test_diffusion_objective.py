@@ -9,6 +9,7 @@ from kineograph.store.loader import Batch
 from kineograph.store.shards import ClipEntry, RowAddress
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 from pipelines.train.kinds.diffusion.objective import slot_losses
+from pipelines.train.kinds.diffusion.timesteps import Timesteps
 from pipelines.train.plan import Slot, StepPlan
 
 CLIPS = 7
@@ -24,7 +25,8 @@ WHOLE = {"factorised": False, "tasks": {"text": 1, "image": 0}}
 
 
 def losses_of(model, batch, latents, slots, settings):
-    return slot_losses(build_process(settings.diffusion), model, batch, latents, slots, settings)
+    process = build_process(settings.diffusion)
+    return slot_losses(process, Timesteps(settings.diffusion, process), model, batch, latents, slots, settings)
 
 
 def batch(frames=3):
