@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from kineograph.config import Config, digest
 from kineograph.errors import UserError
+from kineograph.store.checkpoints import latest_checkpoint
 from kineograph.store.commit import committed, sha256_file
 from pipelines.data.config import CurateConfig
 from pipelines.data.scores.base import ClipFrames, Scorer
@@ -37,6 +38,8 @@ SCORING_VERSION = 1
 BATCH_CLIPS = 64
 # Settings that change how fast a score is made and not what it is.
 _SPEED = {"device", "batch_size", "dtype"}
+# Settings that may name a file or a folder.
+_NAMES_FILES = ("model", "pretrained", "aesthetic_head")
 MODELS = ("text_area", "safety", "learned", "clip", "captions")
 _EXTRAS = {
     "scores.text_area": ("ocr", ("rapidocr", "onnxruntime")),
@@ -137,7 +140,7 @@ def score_key(clip: Row) -> str:
 def scores_folder(run: Path, model: str, settings: Config, config: CurateConfig) -> Path:
     """Where the scores of ``model`` under ``settings`` are kept, a file per batch."""
     raw = settings.model_dump(mode="json", exclude=_SPEED)
-    files = [_content(value) for value in raw.values() if isinstance(value, str)]
+    files = [_content(raw[name]) for name in _NAMES_FILES if raw.get(name)]
     key = digest([SCORING_VERSION, raw, [found for found in files if found], config.samples.model_dump()])
     return run / "work" / "scores" / f"{model}-{key[:16]}"
 
@@ -147,10 +150,17 @@ def _content(value: str) -> str:
     try:
         path = _path(value)
         if path.is_dir():
-            return digest([[file.name, _hash(file)] for file in sorted(path.iterdir()) if file.is_file()])
+            folder = latest_checkpoint(path) or path  # of a training run the newest checkpoint is loaded
+            return digest([[name, _hash(folder / name)] for name in _files(folder)])
         return _hash(path) if path.is_file() else ""
-    except (OSError, RuntimeError):  # a prompt is no path: it may be longer than a name can be
+    except (OSError, RuntimeError):  # a name on the hub is no path, nor is ~ where there is no home
         return ""
+
+
+def _files(folder: Path) -> list[str]:
+    """The files below ``folder``, sorted; what lies in hidden folders (.git, .cache) belongs to other tools."""
+    below = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(path.as_posix() for path in below if not any(part.startswith(".") for part in path.parts[:-1]))
 
 
 def _hash(path: Path) -> str:

@@ -85,7 +85,7 @@ def locate_encoder(settings: TextEncoding) -> TextEncoding:
 def find_encoder(settings: TextEncoding) -> Encoder:
     """The encoder of a recipe. Reads its files once, to know them again."""
     encoder = _load(settings)
-    info = TextEncoderInfo(name=encoder.name, width=encoder.width, max_tokens=encoder.max_tokens)
+    info = TextEncoderInfo(name=encoder.name, width=encoder.width, max_tokens=encoder.max_tokens, dtype=settings.dtype)
     return Encoder(info, _key(encoder, settings))
 
 

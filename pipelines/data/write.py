@@ -70,7 +70,7 @@ def plan_shards(
                     bucket=name,
                     rows=tuple(_shard_row(clip, keys, latents, config.buckets.fps) for clip in rows),
                     row_group_size=config.shards.row_group_size,
-                    text_encoder=encoder.info.model_dump(),
+                    text_encoder=encoder.info.model_dump(exclude_defaults=True),  # as in Manifest.digest
                     states=encoder.key,
                 )
             )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from kineograph.config import Config
+from kineograph.models.memory import STATE_BYTES
 
-STATE_BYTES = 20
-"""Bytes a parameter: bf16 weights and gradients (2 + 2), and in fp32 a master copy, Adam's two moments and the moving
-average (4·4); all fp32 comes to the same (weights, gradients, two moments, average: 5·4). Not sharded."""
 KEPT_WIDTHS = 37
 """Values that a block of kineograph.models.stdit keeps of a token for its backward pass, in units of the width, besides
 the MLP's hidden layer, which is kept before and after its GELU. Counted as saved tensors on the CPU, where attention
@@ -46,7 +44,7 @@ class TrainerModel(Config):
 
     @property
     def state_bytes(self) -> int:
-        """Weights, gradients and the optimizer's state."""
+        """Weights, gradients and the optimizer's state, not sharded."""
         return self.parameters * STATE_BYTES
 
     def clip_bytes(self, tokens: int) -> int:

@@ -123,6 +123,11 @@ Examples:
 @click.option(
     "--size", metavar="FxHxW", help="Frames, height and width in pixels that are made unless others are asked."
 )
+@click.option(
+    "--input-sq-size",
+    type=click.IntRange(1),
+    help="opensora-v3: the config's input_sq_size, a side in pixels.  [default: 512]",
+)
 @json_option
 def import_model(
     weights: Path,
@@ -132,6 +137,7 @@ def import_model(
     text_encoder: str | None,
     heads: int | None,
     size: str | None,
+    input_sq_size: int | None,
     as_json: bool,
 ) -> None:
     """Make published WEIGHTS (.safetensors, or .pth whose code is not run) a checkpoint: for kineo generate, for kineo
@@ -143,7 +149,7 @@ def import_model(
     if size is not None:
         frames, height, width = _parse_size("--size", size)
         bucket = Bucket(height, width, frames)
-    made = import_checkpoint(weights, format_name, out, vae, text_encoder, heads, bucket)
+    made = import_checkpoint(weights, format_name, out, vae, text_encoder, heads, bucket, input_sq_size)
     lines = (
         f"checkpoint {made['checkpoint']}: {made['parameters']:,} parameters, text encoder {made['text_encoder']['name']}",
         f'generate   kineo generate --checkpoint {out} --prompt "…" --out x.mp4',

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from kineograph.config import Config
 from kineograph.diffusion.flow import FlowConfig, SizeShift
@@ -30,8 +29,9 @@ from kineograph.models.text import ClassLabels, absolute_spec, load_text_encoder
 from kineograph.models.vae import Autoencoder, load_autoencoder, save_autoencoder
 from kineograph.store.checkpoints import CHECKPOINTS, CONFIG, checkpoint_folder, seal
 from kineograph.store.commit import committed, sha256_file, write_json
+from kineograph.store.manifest import TextEncoderInfo
 
-Load = Callable[[Mapping[str, Tensor], int | None], nn.Module]
+Load = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Format:
 
     about: str
     load: Load
-    """(state dict, heads or None) to the model."""
+    """(state dict, heads or None, input_sq_size where the format knows one) to the model."""
     diffusion: Config
     sampling: Sampling
     vae: str
@@ -49,6 +49,8 @@ class Format:
     fps: float
     size: tuple[int, int, int]
     """Latent frames, height and width in pixels of a first video."""
+    knows_input_sq_size: bool = False
+    """Whether the side that position codes were made for is told beside the weights."""
 
 
 _FORMATS = (
@@ -76,6 +78,7 @@ _FORMATS = (
             text_encoder="t5:PixArt-alpha/PixArt-XL-2-512x512/text_encoder",
             fps=24.0,
             size=(15, 240, 426),
+            knows_input_sq_size=True,
         ),
     ),
     (
@@ -104,12 +107,14 @@ def import_checkpoint(
     text_encoder: str | None = None,
     heads: int | None = None,
     bucket: Bucket | None = None,
+    input_sq_size: int | None = None,
 ) -> dict[str, Any]:
     """Write published ``weights`` (.safetensors, or .pth read without its code) as the first checkpoint of the run ``out``.
 
     ``vae`` and ``text_encoder`` default to what the authors used, by hub name; ``bucket`` is the size that is sampled
-    unless another is asked for. Returns what was written. Raises UserError when the weights are of something else, the
-    autoencoder cannot be had or does not fit, the text encoder does not fit, or ``out`` is taken; then nothing is written.
+    unless another is asked for; ``input_sq_size`` is that of the published config, of opensora-v3 alone, where it is not
+    the usual one. Returns what was written. Raises UserError when the weights are of something else, the autoencoder
+    cannot be had or does not fit, the text encoder does not fit, or ``out`` is taken; then nothing is written.
     """
     if format_name not in FORMATS:
         raise UserError(f"no format {format_name!r}; there is: {', '.join(FORMATS)}")
@@ -119,8 +124,11 @@ def import_checkpoint(
         raise UserError(f"--out {out} is taken: give a new or empty directory")
     if not (vae or known.vae):
         raise UserError(f"the autoencoder of {format_name} is in no format that can be read: give one with --vae")
+    if input_sq_size is not None and not known.knows_input_sq_size:
+        raise UserError(f"{format_name} has no input_sq_size: leave out --input-sq-size, which is of opensora-v3")
     encoder = absolute_spec(text_encoder or known.text_encoder)
-    model = _load(known, weights, heads)
+    sq_size = {} if input_sq_size is None else {"input_sq_size": input_sq_size}
+    model = known.load(read_state(weights), heads, **sq_size)
     config = model.config
     assert isinstance(config, STDiTConfig | DiTConfig)
     _check_text_encoder(encoder, config)
@@ -135,11 +143,12 @@ def import_checkpoint(
         "kind": "diffusion",
         "model": config.model_dump(mode="json"),
         "diffusion": known.diffusion.model_dump(mode="json"),
-        "text_encoder": {
-            "name": encoder,
-            "width": config.text_width,
-            "max_tokens": config.null_tokens if isinstance(config, STDiTConfig) else 1,
-        },
+        "text_encoder": TextEncoderInfo(
+            name=encoder,
+            width=config.text_width,
+            max_tokens=config.null_tokens if isinstance(config, STDiTConfig) else 1,
+            dtype="float32",  # as Open-Sora samples with its T5; labels have no weights
+        ).model_dump(),
         "buckets": [bucket.name],
         "fps": known.fps,
         "sampling": known.sampling.model_dump(mode="json"),
@@ -151,14 +160,6 @@ def import_checkpoint(
         _write(folder, model, autoencoder, facts)
     parameters = sum(p.numel() for p in model.parameters())
     return {"checkpoint": str(folder), "parameters": parameters, **facts}
-
-
-def _load(known: Format, weights: str | Path, heads: int | None) -> nn.Module:
-    try:
-        return known.load(read_state(weights), heads)
-    except ValidationError as error:  # of a config, such as heads that do not divide the width
-        reason = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
-        raise UserError(f"{weights} and --heads make no model: {reason}") from error
 
 
 def _check_text_encoder(spec: str, config: STDiTConfig | DiTConfig) -> None:

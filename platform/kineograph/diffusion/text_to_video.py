@@ -43,6 +43,7 @@ from kineograph.models.text import TextEncoder, encode_captions, load_text_encod
 from kineograph.models.vae import Autoencoder, load_autoencoder, to_uint8, to_unit_range
 from kineograph.store.checkpoints import CONFIG, read_config, resolve_checkpoint
 from kineograph.store.loader import pad_texts
+from kineograph.store.manifest import TextEncoderInfo
 
 OnStep = Callable[[int, int, Tensor], None]
 """(window, step, estimate of the clean latents (B C T H W)), after each step of a sampler."""
@@ -78,8 +79,8 @@ class TextToVideo:
     def text_encoder(self) -> TextEncoder:
         """The encoder whose states the model was trained on."""
         if self._text_encoder is None:
-            info = self.config["text_encoder"]
-            self._text_encoder = load_text_encoder(info["name"], info["max_tokens"], self.device)
+            info = TextEncoderInfo.model_validate(self.config["text_encoder"])
+            self._text_encoder = load_text_encoder(info.name, info.max_tokens, self.device, info.dtype)
         return self._text_encoder
 
     @property

@@ -1,7 +1,7 @@
 """Published weights as ours: Open-Sora v1 and v1.2 (STDiT, STDiT3).
 
 A checkpoint's state dict says nearly all of the model's shape; what it does not (the number of heads) is an argument.
-DiT is in importing_dit.py.
+A model shares the memory of an fp32 state that it is made from. DiT is in importing_dit.py.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kineograph.config import parse_config
 from kineograph.errors import UserError
@@ -22,12 +22,14 @@ from kineograph.models.positions import sincos_1d, sincos_2d
 from kineograph.models.stdit import STDiT, STDiTConfig
 
 State = dict[str, Tensor]
+M = TypeVar("M", bound=nn.Module)
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 """Prefixes that DDP, trainers and torch.compile put before every name."""
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
 """Heads of the published models, by width."""
 TABLE_TOLERANCE = 1e-4
+"""Of a position table's entries, on top of the rounding of its dtype."""
 
 
 def read_state(path: str | Path) -> State:
@@ -74,21 +76,37 @@ class Names:
         return name in self._left
 
     def look(self, name: str, ndim: int | None = None) -> Tensor:
-        """The tensor, which stays. Raises UserError when it is not there, or is not of ``ndim`` dimensions."""
+        """The tensor, which stays. Raises UserError when it is not there, is empty, or is not of ``ndim`` dimensions."""
         if name not in self._left:
             raise UserError(f"this is no {self._kind} checkpoint: it has no {name}")
         tensor = self._left[name]
+        if not tensor.numel():
+            raise UserError(f"this is no {self._kind} checkpoint: {name} is empty")
         if ndim not in (None, tensor.ndim):
-            raise UserError(f"this is no {self._kind} checkpoint: {name} has {tensor.ndim} dimensions, not {ndim}")
+            raise self.wrong_shape(name, f"of {ndim} dimensions")
         return tensor
 
-    def take(self, name: str) -> Tensor:
-        tensor = self.look(name).float()
+    def take(self, name: str, ndim: int | None = None) -> Tensor:
+        tensor = self.look(name, ndim).float()
         del self._left[name]
         return tensor
 
     def linear(self, theirs: str, ours: str) -> State:
         return {f"{ours}.{part}": self.take(f"{theirs}.{part}") for part in ("weight", "bias")}
+
+    def fused(self, theirs: str, query: str, key_value: str) -> State:
+        """Queries, keys and values that are one linear layer there, and two here."""
+        state: State = {}
+        for part, ndim in (("weight", 2), ("bias", 1)):
+            tensor = self.take(f"{theirs}.{part}", ndim)  # 3D …
+            third = len(tensor) // 3
+            state |= {f"{query}.{part}": tensor[:third], f"{key_value}.{part}": tensor[third:]}
+        return state
+
+    def wrong_shape(self, name: str, wanted: str) -> UserError:
+        """What to raise for a tensor that is not ``wanted``."""
+        shape = list(self._left[name].shape)
+        return UserError(f"this is no {self._kind} checkpoint: {name} is of shape {shape}, not {wanted}")
 
     def finish(self) -> None:
         if self._left:
@@ -101,8 +119,7 @@ def load_opensora_v1(state: Mapping[str, Tensor], heads: int | None = None) -> S
     takes videos of any size and length. Raises UserError when the state is of something else."""
     names = Names(state, "Open-Sora v1")
     shape = _common_shape(names, heads, "blocks")
-    places, frames = names.take("pos_embed"), names.take("pos_embed_temporal")
-    grid_base, frame_base = _read_tables(places, frames, width=len(names.look("x_embedder.proj.weight")))
+    grid_base, frame_base = _read_tables(names, width=len(names.look("x_embedder.proj.weight")))
     config = _config(
         {
             **shape,
@@ -120,17 +137,18 @@ def load_opensora_v1(state: Mapping[str, Tensor], heads: int | None = None) -> S
     ours = _shared_parts(names)
     for i in range(config.depth):
         ours |= _block(names, f"blocks.{i}", f"blocks.{i}", {"attn": "space", "attn_temp": "time"})
-    return _load(names, STDiT(config), ours)
+    names.finish()
+    return with_weights(lambda: STDiT(config), ours)
 
 
-def load_opensora_v3(state: Mapping[str, Tensor], heads: int | None = None, input_side: float = 512.0) -> STDiT:
-    """Open-Sora 1.2's STDiT3; ``input_side`` is the root of its ``input_sq_size`` squared: the side, in pixels, that it
-    was made for. Raises UserError when the state is of something else."""
+def load_opensora_v3(state: Mapping[str, Tensor], heads: int | None = None, input_sq_size: float = 512.0) -> STDiT:
+    """Open-Sora 1.2's STDiT3; ``input_sq_size`` is what its config calls so: the side, in pixels, at which its position
+    codes count patches. Raises UserError when the state is of something else."""
     names = Names(state, "Open-Sora v3")
     qk_norm = "spatial_blocks.0.attn.q_norm.weight" in names
     if heads is None and qk_norm:
-        width, head = names.look("t_block.1.weight", 2).shape[1], len(names.look("spatial_blocks.0.attn.q_norm.weight"))
-        heads = width // head
+        head = len(names.look("spatial_blocks.0.attn.q_norm.weight", 1))
+        heads = names.look("t_block.1.weight", 2).shape[1] // head
     config = _config(
         {
             **_common_shape(names, heads, "spatial_blocks"),
@@ -140,7 +158,7 @@ def load_opensora_v3(state: Mapping[str, Tensor], heads: int | None = None, inpu
             "rope": "time",
             "conditions": ("fps",),
             "grid": "by_resolution",
-            "grid_base": input_side,
+            "grid_base": input_sq_size,
             "remodulate_given": True,
         }
     )
@@ -150,13 +168,20 @@ def load_opensora_v3(state: Mapping[str, Tensor], heads: int | None = None, inpu
     for i in range(config.depth):
         ours |= _block(names, f"spatial_blocks.{i}", f"blocks.{2 * i}", {"attn": "space"})
         ours |= _block(names, f"temporal_blocks.{i}", f"blocks.{2 * i + 1}", {"attn": "time"})
-    return _load(names, STDiT(config), ours)
+    names.finish()
+    return with_weights(lambda: STDiT(config), ours)
 
 
-LOADERS: dict[str, Callable[[Mapping[str, Tensor], int | None], STDiT]] = {
-    "opensora-v1": load_opensora_v1,
-    "opensora-v3": load_opensora_v3,
-}
+def with_weights(build: Callable[[], M], state: State) -> M:
+    """The model of ``build()`` with the tensors of ``state`` for its own: nothing is copied but what is not contiguous, so
+    one set of weights is all that it takes. Raises UserError when they do not fit."""
+    with torch.device("meta"):  # shapes without memory
+        model = build()
+    try:
+        model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint does not fit together: {' '.join(str(error).split())[:200]}") from error
+    return model.eval()
 
 
 def _config(fields: Mapping[str, object]) -> STDiTConfig:
@@ -222,10 +247,7 @@ def _block(names: Names, theirs: str, ours: str, attentions: Mapping[str, str]) 
     for foreign, axis in attentions.items():
         source, target = f"{theirs}.{foreign}", f"{ours}.attention.{axis}"
         state |= names.linear(f"{source}.proj", f"{target}.out")
-        for part in ("weight", "bias"):
-            fused = names.take(f"{source}.qkv.{part}")
-            third = len(fused) // 3
-            state |= {f"{target}.query.{part}": fused[:third], f"{target}.key_value.{part}": fused[third:]}
+        state |= names.fused(f"{source}.qkv", f"{target}.query", f"{target}.key_value")
         for norm in ("q", "k"):
             if f"{source}.{norm}_norm.weight" in names:
                 which = {"q": "query_norm", "k": "key_norm"}[norm]
@@ -233,42 +255,48 @@ def _block(names: Names, theirs: str, ours: str, attentions: Mapping[str, str]) 
     return state
 
 
-def _load(names: Names, model: STDiT, state: State) -> STDiT:
-    names.finish()
-    try:
-        model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()})
-    except RuntimeError as error:
-        raise UserError(f"the checkpoint does not fit together: {' '.join(str(error).split())[:200]}") from error
-    return model.eval()
-
-
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     """Blocks named prefix0, prefix1, …"""
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
-def _read_tables(places: Tensor, frames: Tensor, width: int) -> tuple[float, float]:
+def _read_tables(names: Names, width: int) -> tuple[float, float]:
     """Patches and frames per unit of the position tables (1 S D) and (1 T D); 1 where a table has but one place.
 
-    Raises UserError when they are not the sine-cosine codes of a grid, row by row, and of frames in order.
+    Raises UserError when they are not the sine-cosine codes of a grid, row by row, and of frames in order, but for
+    rounding.
     """
     wrong = UserError("the checkpoint's position tables are not the sine-cosine codes of Open-Sora v1")
-    if any(table.ndim != 3 or table.shape[2] != width or width % 4 for table in (places, frames)):
+    if width % 4:
         raise wrong
-    places, frames = places[0], frames[0]
+    (places, place_eps), (frames, frame_eps) = (
+        _take_table(names, name, width) for name in ("pos_embed", "pos_embed_temporal")
+    )
     columns, rows = (_decode(code) for code in places.chunk(2, dim=1))
     ends = (columns.diff() <= 0).nonzero()  # of a row, where the columns start anew
     in_row = int(ends[0]) + 1 if len(ends) else len(columns)
     index = torch.arange(len(places))
     column, row, frame = index % in_row, index // in_row, torch.arange(len(frames))
-    grid_base = _per_unit(torch.cat([column, row]), torch.cat([columns, rows]))
-    frame_base = _per_unit(frame, _decode(frames))
+    grid_base = _per_unit(torch.cat([column, row]), torch.cat([columns, rows]), place_eps)
+    frame_base = _per_unit(frame, _decode(frames), frame_eps)
     if not min(grid_base, frame_base) > 0:
         raise wrong
-    made = sincos_2d(row / grid_base, column / grid_base, width), sincos_1d(frame / frame_base, width)
-    if not all(torch.allclose(m, t, rtol=0, atol=TABLE_TOLERANCE) for m, t in zip(made, (places, frames), strict=True)):
-        raise wrong
+    made_places = sincos_2d(row / grid_base, column / grid_base, width)
+    made_frames = sincos_1d(frame / frame_base, width)
+    for made, table, eps in ((made_places, places, place_eps), (made_frames, frames, frame_eps)):
+        if not torch.allclose(made, table, rtol=0, atol=TABLE_TOLERANCE + eps):
+            raise wrong
     return grid_base, frame_base
+
+
+def _take_table(names: Names, name: str, width: int) -> tuple[Tensor, float]:
+    """A table (N D), and the machine epsilon of the dtype that it was rounded to: the coarsest that holds it."""
+    table = names.look(name, 3)
+    if table.shape[0] != 1 or table.shape[2] != width:
+        raise names.wrong_shape(name, f"[1, places, {width}]")
+    table = names.take(name)[0]
+    coarse = next((d for d in (torch.bfloat16, torch.float16) if torch.equal(table, table.to(d).float())), table.dtype)
+    return table, torch.finfo(coarse).eps
 
 
 def _decode(codes: Tensor) -> Tensor:
@@ -284,12 +312,17 @@ def _decode(codes: Tensor) -> Tensor:
     return positions
 
 
-def _per_unit(index: Tensor, positions: Tensor) -> float:
-    """Steps of ``index`` per unit of ``positions``, by least squares; 0 when there is no such number."""
+def _per_unit(index: Tensor, positions: Tensor, eps: float) -> float:
+    """Steps of ``index`` per unit of ``positions``, which were read from a table of that machine epsilon: the simplest
+    fraction that fits, else by least squares; 0 when there is no such number."""
     if not index.any():
         return 1.0
     found = float(index.square().sum() / (index * positions).sum())
     if not math.isfinite(found):
         return 0.0
-    given = float(Fraction(found).limit_denominator(100))  # the number that the table was made with, were it exact
-    return given if math.isclose(given, found, rel_tol=1e-6) else found
+    for denominator in range(1, 101):  # the number that the table was made with, were it exact
+        given = round(found * denominator) / denominator
+        # An entry is off by eps / 4 at most, a position by the root of 2 times that.
+        if given and torch.allclose(index.double() / given, positions, rtol=1e-6, atol=1e-6 + eps / 2):
+            return given
+    return found

@@ -16,15 +16,12 @@ from kineograph.media.geometry import Bucket
 from kineograph.models.classifier import KIND, read_classifier
 from kineograph.models.denoisers import build_denoiser, parse_denoiser
 from kineograph.models.flops import Flops, count_flops
+from kineograph.models.memory import STATE_BYTES
 from kineograph.models.presets import Preset
 from kineograph.models.vae import load_autoencoder
 from kineograph.models.vit import ViT, ViTConfig
 from kineograph.models.vivit import ViViT, ViViTConfig
 from kineograph.store.checkpoints import CONFIG, read_config, resolve_checkpoint
-
-STATE_BYTES = 20
-"""Bytes per trained parameter: in bf16 weights and gradients, in fp32 a master copy, AdamW's two moments and the moving
-average; all in fp32 (weights, gradients, moments, average) comes to the same. Sharding divides it."""
 
 # blocks.3.attention.space.query.weight is of the part blocks.attention.space
 _BLOCK_PART = re.compile(r"(.*?blocks)\.\d+\.(attention\.(?:space|time|full)|\w+)")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kineograph.config import digest
 from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
+from kineograph.models.text import Dtype
 from kineograph.store.commit import sha256_file, write_json
 from kineograph.store.schema import SCHEMA_VERSION
 
@@ -42,6 +43,8 @@ class TextEncoderInfo(BaseModel):
     name: str
     width: int
     max_tokens: int
+    dtype: Dtype = "float32"
+    """Of its weights and arithmetic. The default is for manifests from before it was written down."""
 
 
 class AutoencoderInfo(BaseModel):
@@ -79,7 +82,7 @@ class Manifest(BaseModel):
         """Version of the dataset: SHA-256 over schema version, encoders and every shard's path and bytes."""
         parts = [
             self.schema_version,
-            self.text_encoder.model_dump(),
+            self.text_encoder.model_dump(exclude_defaults=True),  # as it was before there was a dtype
             [[s.path, s.rows, s.sha256] for s in self.shards],
         ]
         if self.autoencoder is not None:

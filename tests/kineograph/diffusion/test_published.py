@@ -159,14 +159,12 @@ class TestCheckpoint:
     def test_it_is_sampled_as_its_authors_do(self, name, models):
         sampling = models[name].sampling
         said = (sampling.steps, sampling.sampler.name, sampling.guidance.scale)
-        assert (
-            said
-            == {
-                "opensora-v1": (100, "ancestral", 7.0),
-                "opensora-v3": (30, "euler", 7.0),
-                "dit": (250, "ancestral", 4.0),
-            }[name]
-        )
+        wanted = {
+            "opensora-v1": (100, "ancestral", 7.0),
+            "opensora-v3": (30, "euler", 7.0),
+            "dit": (250, "ancestral", 4.0),
+        }
+        assert said == wanted[name]
         process = models[name].process
         if name == "opensora-v3":
             assert isinstance(process, RectifiedFlow)
@@ -180,14 +178,12 @@ class TestCheckpoint:
         bucket = models[name].default_bucket
         models[name].vae.check_size(bucket.frames, bucket.height, bucket.width)
         # A DiT's positions are of one size: here 4x4 patches of 2x2 latents of 8x8 pixels.
-        assert (
-            bucket
-            == {
-                "opensora-v1": Bucket(256, 256, 16),
-                "opensora-v3": Bucket(240, 424, 15),
-                "dit": Bucket(64, 64, 1),
-            }[name]
-        )
+        wanted = {
+            "opensora-v1": Bucket(256, 256, 16),
+            "opensora-v3": Bucket(240, 424, 15),
+            "dit": Bucket(64, 64, 1),
+        }
+        assert bucket == wanted[name]
 
     def test_a_video_of_the_size_asked_is_made_and_made_again(self, name, models):
         prompt, asked = PROMPTS[name], ASKED[name]
@@ -234,7 +230,7 @@ def test_text_encoders_are_named_from_any_directory(weights, parts, tmp_path, mo
     folder = Path(parts.t5.removeprefix("t5:"))
     monkeypatch.chdir(folder.parent)
     made = import_checkpoint(weights / "opensora-v3.pth", "opensora-v3", tmp_path, "vae", f"t5:{folder.name}", HEADS)
-    assert made["text_encoder"] == {"name": parts.t5, "width": 32, "max_tokens": 10}
+    assert made["text_encoder"] == {"name": parts.t5, "width": 32, "max_tokens": 10, "dtype": "float32"}
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -357,6 +353,8 @@ REFUSED: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "labels": (lambda p: _asked(p, "opensora-v1.pth", "opensora-v1", text_encoder="labels"), "states of words"),
     "width": (lambda p: _asked(p, "opensora-v3.pth", "opensora-v3", text_encoder="minilm"), "384 channels"),
     "encoder": (lambda p: _asked(p, "opensora-v3.pth", "opensora-v3", text_encoder="bert"), "no text encoder 'bert'"),
+    "sq_size_of_v1": (lambda p: _asked(p, "opensora-v1.pth", "opensora-v1", input_sq_size=512), "has no input_sq_size"),
+    "sq_size_of_dit": (lambda p: _asked(p, "dit.pth", "dit", input_sq_size=512), "dit has no input_sq_size"),
     "size": (lambda p: _asked(p, "dit.pth", "dit", size="large"), "write frames, height and width"),
     "out_is_below_a_file": (lambda p: _asked(p, "dit.pth", "dit", out=_file(p) / "run"), "cannot be made"),
 }
@@ -378,6 +376,13 @@ def test_what_cannot_be_imported_is_one_line_and_leaves_nothing(tmp_path, weight
     assert place.out.exists() == there
     assert not there or not any(place.out.iterdir())
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_side_that_no_tensor_tells_of_is_taken(tmp_path, weights, parts, models):
+    asked = _asked(Place(tmp_path, weights, parts), "opensora-v3.pth", "opensora-v3", input_sq_size=256)
+    CliRunner().invoke(kineo, ["model", "import", *asked], catch_exceptions=False)
+    loaded = TextToVideo.load(tmp_path / "run"), models["opensora-v3"]
+    assert [one.model.config.grid_base for one in loaded] == [256, 512]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

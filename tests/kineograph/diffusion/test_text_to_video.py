@@ -16,6 +16,7 @@ from kineograph.diffusion.text_to_video import TextToVideo
 from kineograph.diffusion.windows import Window
 from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
+from kineograph.models.text import load_text_encoder
 from kineograph.store.checkpoints import CONFIG, seal
 from tests.kineograph.tiny_checkpoint import FPS, FRAMES, STRIDE, make_checkpoint
 
@@ -50,6 +51,21 @@ def test_the_example_of_the_module_runs_as_it_stands(checkpoint, tmp_path, monke
 def test_by_default_a_video_is_as_trained(videos):
     assert videos.shape == (3, FRAMES, 16, 24, 3)
     assert videos.dtype == np.uint8
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_prompts_are_encoded_as_the_captions_were(tmp_path, dtype):
+    encoder = {"name": "minilm", "width": 384, "max_tokens": 5, "dtype": dtype}
+    model = TextToVideo.load(make_checkpoint(tmp_path, text_encoder=encoder))
+    (said,), (wanted,) = (
+        e.encode(PROMPTS[:1]) for e in (model.text_encoder, load_text_encoder("minilm", 5, dtype=dtype))
+    )
+    np.testing.assert_array_equal(said, wanted)
+
+
+def test_a_checkpoint_that_names_no_dtype_encodes_in_fp32(model):
+    assert "dtype" not in model.config["text_encoder"]
+    np.testing.assert_array_equal(model.text_encoder.encode(["a cat"])[0], load_text_encoder().encode(["a cat"])[0])
 
 
 @pytest.mark.parametrize("place", [0, 2])

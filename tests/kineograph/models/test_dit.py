@@ -80,7 +80,10 @@ class TestPublishedModel:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"pos_embed": torch.zeros(1, 15, 48)}, "no square grid"),
+            ({"pos_embed": torch.zeros(1, 15, 48)}, r"pos_embed is of shape \[1, 15, 48\], not .* a square grid"),
+            ({"pos_embed": torch.zeros(1, 16, 44)}, r"pos_embed is of shape \[1, 16, 44\]"),
+            ({"pos_embed": torch.zeros(2, 16, 48)}, r"pos_embed is of shape \[2, 16, 48\]"),
+            ({"pos_embed": torch.zeros(16, 48)}, r"pos_embed is of shape \[16, 48\], not of 3 dimensions"),
             ({"extra.weight": torch.zeros(1)}, "1 tensors are unknown, e.g. extra.weight"),
             ({"blocks.1.mlp.fc2.bias": None}, "it has no blocks.1.mlp.fc2.bias"),
             ({"x_embedder.proj.weight": torch.zeros(48, 4, 1, 2, 2)}, "not of a 2D convolution"),

@@ -11,15 +11,16 @@ from safetensors.torch import save_file
 
 from kineograph.errors import UserError
 from kineograph.models.importing import load_opensora_v1, load_opensora_v3, read_state
+from kineograph.models.importing_dit import load_dit
 from kineograph.models.presets import find_preset
 from kineograph.models.stdit import STDiT
 
 DATA = Path(__file__).parents[2] / "data" / "reference"
 
 
-def read_reference(version):
+def read_reference(name):
     """Tensors of the file, the weights among them in their published names, and the reference's configuration."""
-    with safe_open(DATA / f"stdit_{version}.safetensors", "pt") as file:
+    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = json.loads(file.metadata()["config"])
     return tensors, {k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")}, config
@@ -27,12 +28,12 @@ def read_reference(version):
 
 @pytest.fixture(scope="module")
 def v1():
-    return read_reference("v1")
+    return read_reference("stdit_v1")
 
 
 @pytest.fixture(scope="module")
 def v3():
-    return read_reference("v3")
+    return read_reference("stdit_v3")
 
 
 def run(model, tensors, mask, frame_mask=None):
@@ -83,6 +84,17 @@ class TestReference:
         assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+@pytest.mark.parametrize("file", ["stdit_v1", "stdit_v3", "dit"])
+def test_an_imported_model_takes_no_memory_beside_its_state(file):
+    """But for the patches, whose channels are put last, and the tables that are computed."""
+    _, weights, _ = read_reference(file)
+    there = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+    model = LOADERS[file](weights)
+    made = [name for name, p in model.state_dict().items() if p.untyped_storage().data_ptr() not in there]
+    assert made == ["embed_patches.weight"]
+    assert {p.device.type for p in [*model.parameters(), *model.buffers()]} == {"cpu"}
+
+
 WRAPPED = {
     "bare": lambda state: state,
     "ddp": lambda state: {f"module.{k}": v for k, v in state.items()},
@@ -125,11 +137,23 @@ class TestFiles:
         torch.save({"a": torch.arange(3.0)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
         assert read_state(tmp_path / "old.pth")["a"].tolist() == [0, 1, 2]
 
-    def test_weights_in_half_precision_become_fp32(self, v1):
-        _, weights, _ = v1
-        tables = ("pos_embed", "pos_embed_temporal")
-        model = load_opensora_v1({k: v if k in tables else v.half() for k, v in weights.items()}, heads=4)
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_weights_in_half_precision_become_fp32(self, v1, dtype):
+        tensors, weights, _ = v1
+        exact = load_opensora_v1(weights, heads=4)
+        model = load_opensora_v1({name: tensor.to(dtype) for name, tensor in weights.items()}, heads=4)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert model.config == exact.config
+        said, wanted = (run(m, tensors, tensors["input.caption_mask"]) for m in (model, exact))
+        assert 0 < (said - wanted).abs().max() < 16 * torch.finfo(dtype).eps * wanted.abs().max()
+
+    def test_a_table_may_be_rounded_and_no_more(self, v1):
+        _, weights, _ = v1
+        exact, table = load_opensora_v1(weights, heads=4), weights["pos_embed"]
+        assert load_opensora_v1(weights | {"pos_embed": table.half().float()}, heads=4).config == exact.config
+        for bent in ((1.005 * table).half(), table + 5e-4):
+            with pytest.raises(UserError, match="position tables"):
+                load_opensora_v1(weights | {"pos_embed": bent}, heads=4)
 
     @pytest.mark.parametrize("wrapped", [False, True])
     def test_code_in_a_pickle_is_refused_and_not_run(self, tmp_path, wrapped):
@@ -164,28 +188,67 @@ class TestFiles:
             read_state(tmp_path / "none.pth")
 
 
-LOADERS = {"v1": lambda state: load_opensora_v1(state, heads=4), "v3": load_opensora_v3}
+LOADERS = {
+    "stdit_v1": lambda state: load_opensora_v1(state, heads=4),
+    "stdit_v3": load_opensora_v3,
+    "dit": lambda state: load_dit(state, heads=4),
+}
+ANY_NUMBER = {
+    "pos_embed",
+    "pos_embed_temporal",
+    "y_embedder.y_embedding",
+    "y_embedder.embedding_table.weight",
+}
+"""Tensors of which a model may have any number of rows."""
+
+
+def refusal_of(file, state):
+    """What is said of a state that is refused; "" of one that is taken."""
+    try:
+        LOADERS[file](state)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def other_shapes(tensor):
+    """A dimension fewer and one more, then each dimension shorter, longer, and gone."""
+    yield tensor[0]
+    yield tensor[None]
+    yield tensor.flatten()[0]
+    for axis in range(tensor.ndim):
+        yield tensor.narrow(axis, 0, tensor.shape[axis] - 1)
+        yield torch.cat([tensor, tensor.narrow(axis, 0, 1)], dim=axis)
+        yield tensor.narrow(axis, 0, 0)
 
 
 class TestRefusal:
-    @pytest.mark.parametrize("version", ["v1", "v3"])
-    def test_any_tensor_that_is_missing_or_of_another_shape_is_noticed(self, version):
-        _, weights, _ = read_reference(version)
+    @pytest.mark.parametrize("file", LOADERS)
+    def test_any_tensor_that_is_missing_or_of_another_shape_is_noticed(self, file):
+        weights = read_reference(file)[1]
         for name, tensor in weights.items():
-            missing = {k: v for k, v in weights.items() if k != name}
-            for damaged in (missing, weights | {name: tensor[..., :-1]}, weights | {name: torch.zeros(1)}):
-                with pytest.raises(UserError) as refusal:
-                    LOADERS[version](damaged)
-                assert "\n" not in str(refusal.value)
+            damaged = [{k: v for k, v in weights.items() if k != name}]
+            damaged += [weights | {name: other} for other in other_shapes(tensor) if other.shape != tensor.shape]
+            for state in damaged:
+                said = refusal_of(file, state)
+                assert said or name in ANY_NUMBER
+                assert "\n" not in said
 
-    @pytest.mark.parametrize("version", ["v1", "v3"])
-    def test_what_is_not_understood_is_not_left_aside(self, version):
-        _, weights, _ = read_reference(version)
+    @pytest.mark.parametrize("file", LOADERS)
+    def test_what_is_not_understood_is_not_left_aside(self, file):
         with pytest.raises(UserError, match=r"1 tensors are unknown, e\.g\. extra"):
-            LOADERS[version](weights | {"extra": torch.zeros(1)})
+            LOADERS[file](read_reference(file)[1] | {"extra": torch.zeros(1)})
+
+    @pytest.mark.parametrize("name", ["pos_embed", "pos_embed_temporal"])
+    def test_a_position_table_of_another_shape_is_named_with_its_shape(self, v1, name):
+        table = v1[1][name]
+        for wrong in (table[0], table[..., 4:], table.repeat(2, 1, 1)):
+            with pytest.raises(UserError) as refusal:
+                load_opensora_v1(v1[1] | {name: wrong}, heads=4)
+            assert f"{name} is of shape {list(wrong.shape)}, not" in str(refusal.value)
 
     def test_a_file_of_another_format_is_refused(self, v1, v3):
-        dit = {k.removeprefix("weight."): v for k, v in read_state(DATA / "dit.safetensors").items() if "weight." in k}
+        _, dit, _ = read_reference("dit")
         with pytest.raises(UserError, match="not of a 3D convolution"):
             load_opensora_v1(dit, heads=4)
         with pytest.raises(UserError, match="no Open-Sora v1 checkpoint"):

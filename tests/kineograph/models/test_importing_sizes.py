@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from kineograph.models.importing import load_opensora_v1, load_opensora_v3
+from kineograph.models.positions import grid_coordinates, sincos_1d, sincos_2d
 
 C, TEXT, TOKENS = 2, 5, 3
 
@@ -220,13 +221,32 @@ class TestAnySize:
             torch.testing.assert_close(said, expected, atol=1e-5, rtol=1e-5)
 
     @quick
+    @given(s=st.fixed_dictionaries(SIZES | TABLES), dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+    def test_of_v1_with_tables_in_half_precision(self, s, dtype):
+        state = draw_state(1, s, 0)
+        halves = {name: state[name].to(dtype) for name in ("pos_embed", "pos_embed_temporal")}
+        config = load_opensora_v1(state | halves, heads=s["heads"]).config
+        (rows, columns), width = s["grid"], config.width
+        coordinates = grid_coordinates("fixed", rows, columns, config.grid_base, torch.device("cpu"))
+        made = {
+            "pos_embed": sincos_2d(*coordinates, width),
+            "pos_embed_temporal": sincos_1d(torch.arange(s["frames"]) / config.frame_base, width),
+        }
+        for name, table in made.items():
+            torch.testing.assert_close(table, state[name][0], atol=torch.finfo(dtype).eps, rtol=0)
+        if s["space_scale"] != 0.731 and s["grid"] != (1, 1):
+            assert config.grid_base == s["space_scale"]
+        if s["frames"] > 1:
+            assert config.frame_base == s["time_scale"]
+
+    @quick
     @given(
         s=st.fixed_dictionaries(SIZES | {"qk_norm": st.booleans()}), side=st.floats(64, 1024), seed=st.integers(0, 99)
     )
     def test_of_v3(self, s, side, seed):
         """With a timestep for each frame, as frames that are not given have it there."""
         state = draw_state(3, s, seed)
-        model = load_opensora_v3(state, heads=None if s["qk_norm"] else s["heads"], input_side=300.0).double()
+        model = load_opensora_v3(state, heads=None if s["qk_norm"] else s["heads"], input_sq_size=300.0).double()
         check_fields(model, s)
         (rows, columns), frames = s["grid"], s["frames"]
         x, caption, mask, fps = draw_inputs(s["grid"], frames, s["patch"], seed)

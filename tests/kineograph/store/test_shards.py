@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from kineograph.config import digest
 from kineograph.errors import Failure, UserError
 from kineograph.store.manifest import MANIFEST_NAME, SUCCESS_NAME, Manifest, TextEncoderInfo, verify
 from kineograph.store.shards import RowAddress, ShardReader, write_shard
@@ -88,6 +89,28 @@ def test_a_manifest_survives_its_file_and_names_its_buckets(run):
     manifest = Manifest.load(run)
     assert [bucket.name for bucket in manifest.buckets] == ["24x40x8", "32x32x8"]
     assert json.loads((run / MANIFEST_NAME).read_text())["digest"] == manifest.digest
+
+
+def test_a_manifest_from_before_encoders_had_a_dtype_is_read_as_it_was(run):
+    path = run / MANIFEST_NAME
+    raw = json.loads(path.read_text())
+    assert raw["text_encoder"].pop("dtype") == "float32"
+    raw["digest"] = digest(
+        [raw["schema_version"], raw["text_encoder"], [[s["path"], s["rows"], s["sha256"]] for s in raw["shards"]]]
+    )
+    path.write_text(json.dumps(raw))
+    manifest = Manifest.load(run)
+    assert manifest.text_encoder.dtype == "float32"
+    assert manifest.digest == raw["digest"]
+
+
+def test_the_dtype_of_the_captions_is_of_the_version(run):
+    manifest = Manifest.load(run)
+    half = manifest.text_encoder.model_copy(update={"dtype": "bfloat16"})
+    changed = manifest.model_copy(update={"text_encoder": half})
+    assert changed.digest != manifest.digest
+    changed.save(run)
+    assert Manifest.load(run).text_encoder == half
 
 
 def test_the_version_depends_on_the_shards_and_not_on_totals(run):

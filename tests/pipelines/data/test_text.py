@@ -80,7 +80,7 @@ def test_class_labels_are_states_too(tmp_path):
     assert states_of(tmp_path, " ", encoder).shape == (0, 2)
     with pytest.raises(UserError, match="not 'a cat'"):
         embed_batch({"captions": ["a cat"]}, run=str(tmp_path), settings=settings, key=encoder.key)
-    assert encoder.info.model_dump() == {"name": "labels", "width": 2, "max_tokens": 1}
+    assert encoder.info.model_dump() == {"name": "labels", "width": 2, "max_tokens": 1, "dtype": "float32"}
 
 
 def test_states_of_another_device_are_others():
@@ -167,7 +167,7 @@ class TestRun:
 
     def test_the_shards_hold_what_the_manifest_s_encoder_says(self, curated, t5):
         info = Manifest.load(curated[0]).text_encoder
-        assert info.model_dump() == {"name": f"t5:{t5}", "width": 16, "max_tokens": 120}
+        assert info.model_dump() == {"name": f"t5:{t5}", "width": 16, "max_tokens": 120, "dtype": "float32"}
         found = states_by_caption(curated[0])
         assert len(found) >= 4
         encoder = load_text_encoder(info.name, info.max_tokens)
@@ -190,10 +190,18 @@ class TestRun:
         changed = {stage for stage, items in counts(own).items() if items != before[stage]}
         assert changed == {"selected", "encoded captions", "wrote"}
         info = Manifest.load(own).text_encoder
-        assert info.model_dump() == {"name": f"minilm+t5:{t5}", "width": 384, "max_tokens": 64}
+        assert info.model_dump() == {"name": f"minilm+t5:{t5}", "width": 384, "max_tokens": 64, "dtype": "float32"}
         assert {states.shape[1] for states in states_by_caption(own).values()} == {384}
         pipeline.decide(own, [f"text_encoder.name=t5:{t5}", "text_encoder.max_tokens=4"])
         assert {len(states) for states in states_by_caption(own).values()} == {4}
+
+    def test_states_in_half_precision_are_made_again_from_what_the_manifest_says(self, curated, own):
+        pipeline.decide(own, ["text_encoder.dtype=bfloat16"])
+        info, exact = Manifest.load(own).text_encoder, states_by_caption(curated[0])
+        encoder = load_text_encoder(info.name, info.max_tokens, dtype=info.dtype)
+        for caption, states in states_by_caption(own).items():
+            np.testing.assert_array_equal(states, encoder.encode([caption])[0])
+            assert np.abs(states - exact[caption]).max() > 0
 
     def test_other_weights_in_the_same_folder_are_another_encoder(self, curated, own, t5, tmp_path):
         shutil.copytree(t5, tmp_path / "t5")

@@ -27,10 +27,10 @@ def slot_losses(
 ) -> Tensor:
     """Loss of each clip (B) for latents (B C T H W).
 
-    Noise, tasks and dropped captions depend on (seed, epoch, clip) and on nothing else, and so do timesteps unless they are
-    drawn by importance, so neither the number of ranks nor a restart changes them. An image, or with conditioning.factorised off a whole video, is one prediction. A
-    factorised video is two: its first latent frame alone, and the rest with the frames given that its task gives; the
-    loss is their mean, weighted by frames.
+    Noise, tasks and dropped captions depend on (seed, epoch, clip) and on nothing else, and so do timesteps unless they
+    are drawn by importance, so neither the number of ranks nor a restart changes them. An image, or with
+    conditioning.factorised off a whole video, is one prediction. A factorised video is two: its first latent frame alone,
+    and the rest with the frames given that its task gives; the loss is their mean, weighted by frames.
     """
     keys = [(config.seed, slot.epoch, slot.clip.clip_id) for slot in slots]
     dropped = torch.tensor([uniform(*key, "caption") < config.conditioning.caption_drop for key in keys])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -116,11 +116,28 @@ class PatchPCA(Autoencoder):
         square = (1, self.config.stride, self.config.stride)
         kept = self.first.fit(patchify(v[None], square).flatten(0, 2) for v in videos)
         frames = self.config.temporal_stride + 1
-        if any(v.shape[1] >= frames for v in videos):
-            whole = (v for v in videos if v.shape[1] >= frames)
-        else:
-            whole = (v[:, :1].expand(-1, frames, -1, -1) for v in videos)
-        return min(kept, self.rest.fit(patchify(v[None, :, 1:], self.strides).flatten(0, 2) for v in whole))
+        has_motion = any(v.shape[1] >= frames for v in videos)
+
+        def whole() -> Iterator[Tensor]:
+            return (v for v in videos if v.shape[1] >= frames) if has_motion else (_still(v, frames) for v in videos)
+
+        kept = min(kept, self.rest.fit(patchify(v[None, :, 1:], self.strides).flatten(0, 2) for v in whole()))
+        self._align(whole())
+        return kept
+
+    @torch.no_grad()
+    def _align(self, videos: Iterable[Tensor]) -> None:
+        """Turn the tubes' components, within what they span, so that a tube's latents are as near as can be to those of
+        the frame before it (orthogonal Procrustes problem, Schönemann 1966): nothing that is kept changes, and what stands
+        still has much the same latents in every frame, which a model then need not learn to translate."""
+        frames, square = self.config.temporal_stride, (1, self.config.stride, self.config.stride)
+        cross = torch.zeros(self.channels, self.channels, dtype=torch.float64)
+        for video in videos:
+            before = self.first.encode(patchify(video[None, :, :-1:frames], square)).flatten(0, 2)
+            after = self.rest.encode(patchify(video[None, :, 1:], self.strides)).flatten(0, 2)
+            cross += after.double().T @ before.double()
+        left, _, right = torch.linalg.svd(cross)
+        self.rest.components.copy_((left @ right).T.to(self.rest.components) @ self.rest.components)
 
     def encoder(self, whole: bool) -> Coder:
         """See :class:`Autoencoder`. Patches are coded alone, so chunks and tiles change nothing."""
@@ -144,3 +161,8 @@ class PatchPCA(Autoencoder):
         pca, tube = (self.first, (1, *self.strides[1:])) if is_first else (self.rest, self.strides)
         size = t * tube[0], h * tube[1], w * tube[2]
         return unpatchify(pca.decode(patchify(latents, (1, 1, 1))), tube, size).clamp(-1, 1)
+
+
+def _still(video: Tensor, frames: int) -> Tensor:
+    """The first frame of a video (3 T H W), ``frames`` times."""
+    return video[:, :1].expand(-1, frames, -1, -1)

@@ -61,6 +61,16 @@ def test_the_first_frame_decodes_without_the_others():
     assert torch.equal(vae.decode(latents)[:, :, :1], vae.decode(latents[:, :, :1]))
 
 
+def test_no_turn_of_the_tubes_components_brings_them_nearer_to_the_frame_before():
+    videos = clips(frames=5)
+    vae, _ = fitted(videos, channels=4)
+    before, after = (vae.encode(torch.stack(videos)).double()[:, :, i].transpose(0, 1).flatten(1) for i in (0, 1))
+    turned = torch.randn(100, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    turns = torch.linalg.matrix_exp(0.3 * (turned - turned.mT))
+    distances = (turns @ after - before).square().sum((1, 2))
+    assert (after - before).square().sum() < distances.min()
+
+
 def test_latents_have_unit_variance():
     videos = clips()
     vae, _ = fitted(videos, channels=4)

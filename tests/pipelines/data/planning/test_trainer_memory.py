@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from kineograph.models.presets import find_preset
 from kineograph.models.stdit import STDiT, STDiTConfig
+from kineograph.models.summary import summarise
 from pipelines.data.planning.trainer_memory import TrainerModel
 
 FRAMES, SIDE, CHANNELS = 5, 24, 4
@@ -57,6 +59,12 @@ def test_parameters_are_within_a_hundredth_of_the_real_models():
     with torch.device("meta"):
         model = STDiT(STDiTConfig(in_channels=4, text_width=1152, width=1152, depth=28, heads=16))
     assert TrainerModel().parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
+
+
+def test_a_parameter_takes_what_the_summary_of_a_model_says():
+    summary = summarise(find_preset("dit-xl/2"))
+    assert summary.trained == summary.total
+    assert TrainerModel().state_bytes / TrainerModel().parameters == summary.training_bytes / summary.total
 
 
 def test_what_fits_fits_and_one_more_does_not():
