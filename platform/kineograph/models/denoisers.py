@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -36,9 +37,10 @@ def build_denoiser(config: STDiTConfig | DiTConfig) -> nn.Module:
 def load_denoiser(config: Mapping[str, Any], weights: Path) -> nn.Module:
     """The model of a dumped config with the weights of a safetensors file, for inference. Raises ValueError as
     :func:`parse_denoiser`, UserError when the weights cannot be loaded."""
-    model = build_denoiser(parse_denoiser(config))
+    with torch.device("meta"):  # shapes without memory
+        model = build_denoiser(parse_denoiser(config))
     try:
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(load_file(weights), assign=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{weights} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     return model.eval()
