@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.bench import curation
 
-NAMES = ("startup", "curation", "redecide", "kills", "training", "hostile", "long_video", "conditioning")
+NAMES = ("startup", "curation", "redecide", "kills", "training", "autoencoder", "hostile", "long_video", "conditioning")
 
 
 def main(arguments: list[str]) -> int:
