@@ -64,23 +64,27 @@ def load_state(folder: Path) -> TrainState:
 
 
 class Average:
-    """Exponential moving average of a model's parameters in fp32 (Polyak & Juditsky 1992)."""
+    """Exponential moving average of a model's trained parameters in fp32 (Polyak & Juditsky 1992). Frozen parameters and
+    buffers are as they were when it was made."""
 
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {n: p.detach().float().cpu().clone() for n, p in module.named_parameters()}
-        self._buffers = {n: b.detach().cpu().clone() for n, b in module.named_buffers()}
+        copies = {n: (p.requires_grad, p.detach().float().cpu().clone()) for n, p in module.named_parameters()}
+        self.values = {n: copy for n, (is_trained, copy) in copies.items() if is_trained}
+        self._fixed = {n: copy for n, (is_trained, copy) in copies.items() if not is_trained}
+        self._fixed |= {n: b.detach().cpu().clone() for n, b in module.named_buffers()}
 
     @torch.no_grad()
     def update(self, module: torch.nn.Module, step: int) -> None:
         """Move towards the module's parameters after ``step`` steps; faster in the beginning."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in module.named_parameters():
-            self.values[name].lerp_(parameter.detach().float().cpu(), 1 - decay)
+            if name in self.values:
+                self.values[name].lerp_(parameter.detach().float().cpu(), 1 - decay)
 
     def state(self) -> Tensors:
-        """Averaged parameters and the module's buffers: a state dict."""
-        return {**self.values, **self._buffers}
+        """Averaged parameters, frozen ones and the module's buffers: a state dict."""
+        return {**self.values, **self._fixed}
 
     def load(self, state: Tensors) -> None:
         for name, tensor in self.state().items():

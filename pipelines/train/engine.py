@@ -27,7 +27,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine:
-    """A model under DeepSpeed ZeRO with AdamW. ``module`` holds the whole weights on every rank (ZeRO 0 to 2)."""
+    """A model under DeepSpeed ZeRO with AdamW. ``module`` holds the whole weights on every rank (ZeRO 0 to 2). Parameters
+    that need no gradient are frozen: in fp32, also in bf16, and without moments."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -35,6 +36,7 @@ class Engine:
         # minute, and whose ranks wait for each other for ever when one died. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         parameters = [p for p in model.parameters() if p.requires_grad]
+        frozen = {n: p.detach().float().clone() for n, p in model.named_parameters() if not p.requires_grad}
         optimizer = torch.optim.AdamW(
             parameters,
             lr=config.optimizer.lr,
@@ -59,6 +61,9 @@ class Engine:
         self.module: Any = self._engine.module
         self.device: torch.device = self._engine.device
         self._is_bf16 = config.precision == "bf16"
+        for name, parameter in self.module.named_parameters():
+            if name in frozen:  # DeepSpeed has rounded it to bf16
+                parameter.data = frozen[name].to(self.device)
 
     def __call__(self, *inputs: Any) -> Any:
         """What the module's ``forward`` gives: what a loss is computed from as tensors, or in a tuple, list or dict, since
@@ -84,14 +89,14 @@ class Engine:
         """The module's state dict in fp32, also where it computes in bf16. Every rank must call it."""
         state = {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
         if self._is_bf16:
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in self._trained():
                 state[name] = safe_get_full_fp32_param(parameter).detach().float().cpu().clone()
         return state
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Adam's moments in full, fp32, as ``exp_avg.NAME`` and ``exp_avg_sq.NAME``. Every rank must call it."""
         state = {}
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._trained():
             for moment in MOMENTS:
                 state[f"{moment}.{name}"] = self._moment(parameter, moment).detach().float().cpu().clone()
         return state
@@ -104,12 +109,16 @@ class Engine:
                 buffer.copy_(weights[name])
             for name, parameter in self.module.named_parameters():
                 parameter.copy_(weights[name])
+            for name, parameter in self._trained():
                 if self._is_sharded:
                     safe_set_full_fp32_param(parameter, weights[name])
                 for moment in MOMENTS:
                     self._set_moment(parameter, moment, moments[f"{moment}.{name}"])
         for state in self._base_optimizer.state.values():
             state["step"] = torch.tensor(float(step))
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
     @property
     def _is_sharded(self) -> bool:
@@ -123,7 +132,7 @@ class Engine:
 
     def _create_state(self) -> None:
         """Adam makes its moments at its first step: take one with zero gradients and a learning rate of zero."""
-        zero = sum((p.sum() * 0 for p in self.module.parameters()), torch.zeros((), device=self.device))
+        zero = sum((p.sum() * 0 for _, p in self._trained()), torch.zeros((), device=self.device))
         self.step(zero, lr=0.0)
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:

@@ -13,7 +13,18 @@ from typing import Any
 
 from tests.bench import curation
 
-NAMES = ("startup", "curation", "redecide", "kills", "training", "autoencoder", "hostile", "long_video", "conditioning")
+NAMES = (
+    "startup",
+    "curation",
+    "redecide",
+    "kills",
+    "training",
+    "autoencoder",
+    "hostile",
+    "long_video",
+    "conditioning",
+    "seams",
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +34,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"One of {', '.join(NAMES)}; all by default.")
     parser.add_argument("--json", action="store_true", help="One JSON list on stdout.")
     parser.add_argument(
-        "--checkpoint", help="What long_video (else with random weights) and conditioning generate with."
+        "--checkpoint",
+        help="What long_video (else with random weights) and conditioning generate with; for seams an autoencoder, or "
+        "the run that trained it.",
     )
     curation.add_options(parser)
     given = parser.parse_args(arguments)
@@ -33,7 +46,7 @@ def main(arguments: list[str]) -> int:
             parser.error(f"no benchmark {name!r}; there are: {', '.join(NAMES)}")
         if name == "curation":
             found = curation.measure(given.only, given.files, given.data_juicer)
-        elif name in ("long_video", "conditioning"):
+        elif name in ("long_video", "conditioning", "seams"):
             found = [{"name": name, **importlib.import_module(f"tests.bench.{name}").measure(given.checkpoint)}]
         else:
             found = [{"name": name, **importlib.import_module(f"tests.bench.{name}").measure()}]

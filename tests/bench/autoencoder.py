@@ -84,7 +84,7 @@ def _psnr(run: Path, data: Path) -> dict[str, list[float]]:
 
     vae, reader = load_autoencoder(run / "vae"), ShardReader(data)
     loader = ClipLoader(reader, cache_bytes=0)
-    paths = {row["source_id"]: Path(row["path"]) for row in pq.read_table(data / "sources").to_pylist()}
+    paths = {row["source_id"]: Path(row["uri"]) for row in pq.read_table(data / "sources").to_pylist()}
     found = defaultdict(list)
     with torch.inference_mode():
         for entry in reader.index():

@@ -124,6 +124,8 @@ machine = _grouped(
     click.option("--weights", type=click.Choice(["ema", "model"]), help="Averaged or last ones.  [default: ema]"),
     click.option("--device", default="cpu", show_default=True, help="A torch device."),
     click.option("--dtype", type=click.Choice(["fp32", "bf16"]), help="Of the model's products.  [default: fp32]"),
+    click.option("--vae-tiling", metavar="SIZE[:OVERLAP]",
+                 help="Encode and decode frames in tiles of so many pixels, to save memory.  [default: as saved]"),
     click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Videos made at once."),
     click.option("--preview", type=click.IntRange(1), is_flag=False, flag_value=5, metavar="[STEPS]",
                  help="Write OUT.preview.png every so many steps.  [5 without a number]"),

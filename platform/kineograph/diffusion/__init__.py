@@ -1,1 +1,2 @@
-"""Pure torch diffusion: rectified flow, its sampler, guidance, and text to video from a checkpoint."""
+"""Pure torch diffusion: rectified flow and Gaussian processes, samplers, guidance, frame conditioning, text to video from
+a checkpoint, and published checkpoints as ours."""

@@ -141,6 +141,7 @@ class Gaussian:
         """Estimates of x_0, clipped if the config says so, and of the noise that leads from it to ``noisy``.
 
         The variance is what the model says, None for fixed_small, and for fixed_large 1, but 0 at t = 0 (DDPM's code).
+        With a fixed one channels of the output behind the first C are left aside.
         """
         estimate = self._denoised(output, noisy, timestep)
         if self.config.clip is None:
@@ -151,12 +152,11 @@ class Gaussian:
 
     def _denoised(self, output: Tensor, noisy: Tensor, timestep: Tensor) -> Denoised:
         c = self._at(timestep, noisy)
-        predicted, variance = output, None
+        predicted, variance = output[:, : noisy.shape[1]], None
         if self.config.variance == "learned_range":
-            predicted, raw = output.chunk(2, dim=1)
-            variance = (raw + 1) / 2
+            variance = (output[:, noisy.shape[1] :] + 1) / 2
         elif self.config.variance == "fixed_large":
-            variance = (timestep > 0).to(output)[:, None, :, None, None].expand_as(output)
+            variance = (timestep > 0).to(output)[:, None, :, None, None].expand_as(predicted)
         if self.config.prediction == "epsilon":
             return Denoised(c.clean_of_noisy * noisy - c.clean_of_noise * predicted, predicted, variance)
         if self.config.prediction == "clean":
@@ -170,7 +170,7 @@ class Gaussian:
         """
         output, data, noise = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (output, data, noise))
         c = self._at(timestep, data)
-        predicted = output.chunk(self.output_factor, dim=1)[0]
+        predicted = output[:, : data.shape[1]]
         if self.config.prediction == "epsilon":
             target = noise
         elif self.config.prediction == "clean":
@@ -180,7 +180,7 @@ class Gaussian:
         loss = (predicted - target).square().mean((1, 3, 4)) * c.loss_weight.squeeze((1, 3, 4))  # B T
         if self.config.variance != "learned_range" or self.config.vlb_weight == 0:
             return loss
-        frozen = torch.cat([predicted.detach(), output.chunk(2, dim=1)[1]], dim=1)
+        frozen = torch.cat([predicted.detach(), output[:, data.shape[1] :]], dim=1)
         bits = self.vlb_terms(frozen, data, self.add_noise(data, noise, timestep), timestep)
         return loss + self.config.vlb_weight * self.config.steps * bits
 

@@ -7,6 +7,7 @@ prompt: that is the caller's choice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ class GuidanceConfig(Config):
     pass. It costs a third pass, and needs a model that was also trained on videos with nothing given."""
     rescale: float = Field(0.0, ge=0, le=1)
     """φ, 0 (off) .. 1: how much of the deviation that guidance adds is taken back (Lin et al. 2024 use 0.7)."""
+    channels: int | None = Field(None, ge=1)
+    """How many of the latent channels are guided, the first ones; the others are as the model says with all conditions.
+    None: all. DiT's code guides 3 of 4."""
     interval: Interval = (0.0, 1000.0)
     """Guidance is on from the first to the second of these model times, 0 (data) .. 1000 (noise), both included; outside
     the model is as it is, in one pass."""
@@ -126,6 +130,7 @@ def guided_call(
     nothing, so the rescale does not count them.
     """
     plan = passes(config, given is not None)
+    most = math.inf if config.channels is None else config.channels
     counted = None if given is None else ~given | given.all(1, keepdim=True)
 
     def predict(x: Tensor, time: Tensor) -> Tensor:
@@ -136,7 +141,7 @@ def guided_call(
         output = call(x.repeat(len(now), 1, 1, 1, 1), time.repeat(len(now), 1), flags[:, 0], flags[:, 1])
         outputs = output.chunk(len(now))
         image_only = outputs[1] if len(now) == 3 else None
-        return combine(config, outputs[0], outputs[-1], image_only, channels=x.shape[1], counted=counted)
+        return combine(config, outputs[0], outputs[-1], image_only, int(min(most, x.shape[1])), counted)
 
     return predict
 

@@ -49,8 +49,20 @@ class Format:
     fps: float
     size: tuple[int, int, int]
     """Latent frames, height and width in pixels of a first video."""
+    image_fps: float = 0.0
+    """What the model is told of an image's frame rate."""
     knows_input_sq_size: bool = False
     """Whether the side that position codes were made for is told beside the weights."""
+
+
+_IDDPM = GaussianConfig(variance="learned_range", sections=(1,))
+"""Of one section, as IDDPM's respacing has it for a number of steps: from timestep 0 to the last."""
+
+
+def _ancestral(steps: int, scale: float) -> Sampling:
+    """As DiT's code samples, and Open-Sora v1's after it: of the 4 latent channels the first 3 are guided."""
+    guidance = GuidanceConfig(scale=scale, channels=3)
+    return Sampling(steps=steps, sampler=SamplerConfig(name="ancestral"), guidance=guidance)
 
 
 _FORMATS = (
@@ -59,8 +71,8 @@ _FORMATS = (
         Format(
             about="Open-Sora 1.0: STDiT-XL/2, 16 frames, T5-XXL, Stable Diffusion's autoencoder",
             load=load_opensora_v1,
-            diffusion=GaussianConfig(variance="learned_range"),
-            sampling=Sampling(steps=100, sampler=SamplerConfig(name="ancestral"), guidance=GuidanceConfig(scale=7.0)),
+            diffusion=_IDDPM,
+            sampling=_ancestral(steps=100, scale=7.0),
             vae="stabilityai/sd-vae-ft-ema",
             text_encoder="t5:PixArt-alpha/PixArt-XL-2-512x512/text_encoder",
             fps=8.0,
@@ -78,6 +90,7 @@ _FORMATS = (
             text_encoder="t5:PixArt-alpha/PixArt-XL-2-512x512/text_encoder",
             fps=24.0,
             size=(15, 240, 426),
+            image_fps=120.0,
             knows_input_sq_size=True,
         ),
     ),
@@ -86,8 +99,8 @@ _FORMATS = (
         Format(
             about="DiT (facebookresearch/DiT): images of ImageNet's classes",
             load=load_dit,
-            diffusion=GaussianConfig(variance="learned_range"),
-            sampling=Sampling(steps=250, sampler=SamplerConfig(name="ancestral"), guidance=GuidanceConfig(scale=4.0)),
+            diffusion=_IDDPM,
+            sampling=_ancestral(steps=250, scale=4.0),
             vae="stabilityai/sd-vae-ft-ema",
             text_encoder="labels",
             fps=1.0,
@@ -151,6 +164,7 @@ def import_checkpoint(
         ).model_dump(),
         "buckets": [bucket.name],
         "fps": known.fps,
+        "image_fps": known.image_fps,
         "sampling": known.sampling.model_dump(mode="json"),
         "step": 0,
         "imported": {"format": format_name, "file": Path(weights).name, "sha256": _digest(Path(weights))},

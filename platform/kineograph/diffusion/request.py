@@ -11,7 +11,11 @@ from pydantic import Field
 from kineograph.config import Config
 from kineograph.diffusion.guidance import GuidanceConfig
 from kineograph.diffusion.samplers import SamplerConfig
+from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
+
+MAX_FRAMES = 24 * 3600 * 24
+"""Of a video: a day at 24 frames per second. Its windows are planned before the first is made."""
 
 Known = Mapping[int, np.ndarray]
 """Frames that are known before sampling, by their number in the video: uint8 (H W 3), or (B H W 3) where every video of
@@ -27,6 +31,14 @@ class Sampling(Config):
     guidance: GuidanceConfig = GuidanceConfig()
     first_frame_first: bool = False
     """Sample the first frame alone, then the others with it given, as the model was trained."""
+
+
+def frames_in(seconds: float, fps: float) -> int:
+    """Frames of a video of so many seconds, one at least. Raises UserError for more than MAX_FRAMES."""
+    frames = seconds * fps
+    if not frames <= MAX_FRAMES:
+        raise UserError(f"{seconds:g} s at {fps:g} frames per second: a video has at most {MAX_FRAMES} frames")
+    return max(1, round(frames))
 
 
 @dataclass(frozen=True)

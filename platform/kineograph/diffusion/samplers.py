@@ -61,10 +61,6 @@ class SamplerConfig(Config):
         """Whether steps add noise, so that ``sample`` must be given ``step_noise``."""
         return self.name == "ancestral" or self.eta > 0
 
-    def calls(self, steps: int) -> int:
-        """How often ``steps`` steps ask the model."""
-        return 2 * steps - 1 if self.name == "heun" else steps
-
 
 class Node(NamedTuple):
     """x = alpha·x_0 + sigma·ε."""

@@ -24,12 +24,14 @@ from kineograph.diffusion.few_steps import sampling_path
 from kineograph.diffusion.process import Process
 from kineograph.diffusion.processes import build_process, parse_diffusion
 from kineograph.diffusion.random import normal
-from kineograph.diffusion.request import Known, Request, Sampling
+from kineograph.diffusion.request import MAX_FRAMES, Known, Request, Sampling, frames_in
 from kineograph.diffusion.samplers import sample
 from kineograph.diffusion.windows import (
     Window,
     block,
+    decoded,
     encode_given,
+    frames_of,
     known_ending,
     known_latents,
     latents_of,
@@ -39,8 +41,9 @@ from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
 from kineograph.models.denoisers import load_denoiser
 from kineograph.models.dit import DiT
+from kineograph.models.stdit import STDiT
 from kineograph.models.text import TextEncoder, encode_captions, load_text_encoder
-from kineograph.models.vae import Autoencoder, load_autoencoder, to_uint8, to_unit_range
+from kineograph.models.vae import Autoencoder, Tiling, load_autoencoder, to_uint8, to_unit_range
 from kineograph.store.checkpoints import CONFIG, read_config, resolve_checkpoint
 from kineograph.store.loader import pad_texts
 from kineograph.store.manifest import TextEncoderInfo
@@ -56,24 +59,37 @@ class TextToVideo:
         self.path = path
         self.config = config
         self.model = model
+        self._bare = model  # itself, also where ``model`` is replaced by one around it
         self.vae = vae
         self.device = device
         self.process: Process = build_process(parse_diffusion(config["diffusion"]))
         self.sampling = Sampling.model_validate(config["sampling"])
         self._text_encoder: TextEncoder | None = None
+        self._kept_states: dict[str, np.ndarray] = {}
 
     @classmethod
-    def load(cls, checkpoint: str | Path, device: str = "cpu", weights: Literal["ema", "model"] = "ema") -> TextToVideo:
-        """Load a checkpoint folder, or the newest of a training run. Raises UserError when there is none or it is
-        damaged."""
+    def load(
+        cls,
+        checkpoint: str | Path,
+        device: str = "cpu",
+        weights: Literal["ema", "model"] = "ema",
+        vae_tiling: Tiling | None = None,
+    ) -> TextToVideo:
+        """Load a checkpoint folder, or the newest of a training run. Its autoencoder codes frames in tiles of
+        ``vae_tiling``; None is as it was saved. Raises UserError when there is none, it is damaged, or the tiles do not
+        fit."""
         path = resolve_checkpoint(checkpoint)
         config = read_config(path)
         try:
             model = load_denoiser(config["model"], path / f"{weights}.safetensors")
-            return cls(path, config, model.to(device), load_autoencoder(path / "vae").to(device), device)
+            loaded = cls(path, config, model.to(device), load_autoencoder(path / "vae").to(device), device)
         except (KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"checkpoint {path} cannot be loaded: {CONFIG} is not of a generator: {reason}") from error
+        if vae_tiling is not None:
+            vae_tiling.check(loaded.vae.strides[1:])
+            loaded.vae.tiling = vae_tiling
+        return loaded
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -93,6 +109,11 @@ class TextToVideo:
         """Frames per second of the training videos."""
         return float(self.config["fps"])
 
+    @property
+    def image_fps(self) -> float:
+        """What the model was told of an image's frame rate."""
+        return float(self.config.get("image_fps", 0.0))
+
     def bucket_for(self, size: str | None, seconds: float | None, fps: float) -> Bucket:
         """The bucket of ``size`` ("HxW") and ``seconds``; None is as trained. Raises UserError for what is no size."""
         default = self.default_bucket
@@ -104,7 +125,7 @@ class TextToVideo:
             raise UserError("--seconds and --fps must be numbers above zero")
         if height < 2 or width < 2:
             raise UserError(f"--size {size!r}: height and width must be 2 or more")
-        frames = default.frames if seconds is None else max(1, round(seconds * fps))
+        frames = default.frames if seconds is None else frames_in(seconds, fps)
         return Bucket(height, width, frames)
 
     def request(
@@ -167,17 +188,25 @@ class TextToVideo:
         conditions = self._conditions(request, canvas)
         carried: Tensor | None = None
         done, last = 0, request.bucket.frames
-        for number, window in enumerate(self.windows(request)):
+        windows = self.windows(request)
+        for number, window in enumerate(windows):
             latents = self._sample_window(request, canvas, conditions, window, number, carried, on_step)
-            frames = self.vae.decode(latents)  # B 3 t H W
-            self._paste(frames, window, request.known)
-            carried = frames
-            fresh = frames[:, :, done - window.start * stride : last - window.start * stride]
-            done += fresh.shape[2]
-            yield to_uint8(fresh[..., : request.bucket.height, : request.bucket.width]).cpu().numpy()
+            wanted = frames_of(windows[number + 1].given, stride) if number + 1 < len(windows) else 0
+            carried, first = None, window.start * stride
+            for frames in decoded(self.vae, latents):  # B 3 t H W
+                self._paste(frames, first, window, request.known)
+                fresh = frames[:, :, max(done - first, 0) : max(last - first, 0)]
+                carried = _last(carried, frames, wanted)
+                first += frames.shape[2]
+                done += fresh.shape[2]
+                if fresh.shape[2]:
+                    yield to_uint8(fresh[..., : request.bucket.height, : request.bucket.width]).cpu().numpy()
 
     def windows(self, request: Request) -> list[Window]:
-        """The windows that :meth:`stream` makes. Raises UserError when an overlap does not fit."""
+        """The windows that :meth:`stream` makes. Raises UserError when an overlap does not fit, and for more than
+        MAX_FRAMES frames."""
+        if request.bucket.frames > MAX_FRAMES:
+            raise UserError(f"{request.bucket.frames} frames: a video has at most {MAX_FRAMES} frames")
         stride = self.vae.strides[0]
         window, overlap = self.window_latents(request.window, request.overlap)
         latents = latents_of(request.bucket.frames, stride)
@@ -205,13 +234,26 @@ class TextToVideo:
     def _conditions(self, request: Request, canvas: Bucket) -> tuple[Tensor, ...]:
         """Text and mask, of the prompts and behind them of the negative prompt (2B …), fps, size (B …)."""
         n = len(request.prompts)
-        states = encode_captions(self.text_encoder, [*request.prompts, request.negative_prompt])
+        states = self._text_states([*request.prompts, request.negative_prompt])
         text, mask = pad_texts([*states[:n], *states[n:] * n])  # B prompts, then B times the negative one
-        if isinstance(self.model, DiT):
-            self.model.check_labels(text, mask)
-        fps = torch.full((n,), 0.0 if request.bucket.is_image else request.fps)
+        if isinstance(self._bare, DiT):
+            self._bare.check_labels(text, mask)
+        text, mask = text.to(self.device), mask.to(self.device)
+        if isinstance(self._bare, STDiT) and not mask[n:].any():
+            text[n:], mask[n:] = self._bare.without_caption(text[:n], mask[:n])
+        fps = torch.full((n,), self.image_fps if request.bucket.is_image else request.fps)
         size = torch.tensor([[canvas.height, canvas.width]] * n, dtype=torch.float32)
         return tuple(t.to(self.device) for t in (text, mask, fps, size))
+
+    def _text_states(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """Token states (tokens, width) of each caption, encoded alone as those of a dataset are. Those of the call before
+        are kept, for the seeds of a prompt follow each other."""
+        kept = self._kept_states
+        self._kept_states = {
+            caption: kept[caption] if caption in kept else encode_captions(self.text_encoder, [caption])[0]
+            for caption in dict.fromkeys(captions)
+        }
+        return [self._kept_states[caption] for caption in captions]
 
     def _sample_window(
         self,
@@ -271,13 +313,15 @@ class TextToVideo:
         rows = [normal(shape, purpose, seed, size, window) for seed in request.seeds]
         return torch.stack(rows).to(self.device)
 
-    def _paste(self, frames: Tensor, window: Window, known: Known) -> None:
-        """Put the known frames themselves where the autoencoder's version of them is: frames (B 3 t H W) in place."""
+    def _paste(self, frames: Tensor, first: int, window: Window, known: Known) -> None:
+        """Put the known frames themselves where the autoencoder's version of them is: frames (B 3 t H W) in place, of
+        which the first is number ``first`` of the video."""
         stride = self.vae.strides[0]
+        held = range(first, first + frames.shape[2])
         for latent in known_latents(Window(window.start, 0, window.length), known, stride):
-            for number in block(latent, window, stride):
+            for number in set(block(latent, window, stride)).intersection(held):
                 pixels = to_unit_range(torch.from_numpy(known[number])[..., None, :, :, :]).to(frames)  # (B) 3 1 H W
-                frames[:, :, number - window.start * stride] = pixels.squeeze(-3)
+                frames[:, :, number - first] = pixels.squeeze(-3)
 
 
 def _pad(frame: np.ndarray, canvas: Bucket) -> np.ndarray:
@@ -285,6 +329,13 @@ def _pad(frame: np.ndarray, canvas: Bucket) -> np.ndarray:
     height, width = frame.shape[-3:-1]
     missing = ((0, canvas.height - height), (0, canvas.width - width), (0, 0))
     return np.pad(frame, ((0, 0),) * (frame.ndim - 3) + missing, mode="edge")
+
+
+def _last(carried: Tensor | None, frames: Tensor, count: int) -> Tensor | None:
+    """The last ``count`` of the frames (B 3 t H W) carried and those behind them; None where none are wanted."""
+    if not count:
+        return None
+    return (frames if carried is None else torch.cat([carried, frames], dim=2))[:, :, -count:]
 
 
 def _with_conditions(model: nn.Module, conditions: tuple[Tensor, ...]) -> Model:

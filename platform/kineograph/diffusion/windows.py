@@ -97,7 +97,7 @@ def encode_given(
     mask = torch.zeros(shape[0], shape[2], dtype=torch.bool)
     if window.given:
         assert carried is not None
-        held = vae.encode(carried[:, :, -frames_of(window.given, stride) :]).cpu()
+        held = encoded(vae, carried[:, :, -frames_of(window.given, stride) :])
         latents[:, :, : window.given], mask[:, : window.given] = held, True
     for run in _runs(known_latents(window, known, stride)):
         frames = [known[f] for j in run for f in block(j, window, stride)]
@@ -105,9 +105,27 @@ def encode_given(
             frames.insert(0, frames[0])
         video = to_unit_range(torch.from_numpy(np.stack(frames, axis=-4))).to(_device(vae, carried))  # (B) 3 T H W
         video = video.expand(shape[0], *video.shape[-4:])
-        latents[:, :, run[0] : run[-1] + 1] = vae.encode(video).cpu()[:, :, 0 if run[0] == 0 else 1 :]
+        latents[:, :, run[0] : run[-1] + 1] = encoded(vae, video)[:, :, 0 if run[0] == 0 else 1 :]
         mask[:, run[0] : run[-1] + 1] = True
     return latents, mask
+
+
+def encoded(vae: Autoencoder, video: Tensor) -> Tensor:
+    """Latents (B C T' H' W'), on the CPU, of a video (B 3 T H W); see :func:`decoded`."""
+    pieces = vae.encode_stream([video]) if _goes_in_pieces(vae) else [vae.encode(video)]
+    return torch.cat([piece.cpu() for piece in pieces], dim=2)
+
+
+def decoded(vae: Autoencoder, latents: Tensor) -> Iterator[Tensor]:
+    """The video of latents (B C T' H' W'), (B 3 t H W) at a time.
+
+    In chunks where they are the same to the bit, and in chunks and tiles where the autoencoder has a tiling; else whole.
+    """
+    yield from vae.decode_stream([latents]) if _goes_in_pieces(vae) else [vae.decode(latents)]
+
+
+def _goes_in_pieces(vae: Autoencoder) -> bool:
+    return vae.tiling is not None or vae.streams_exactly
 
 
 def _device(vae: Autoencoder, carried: Tensor | None) -> torch.device:

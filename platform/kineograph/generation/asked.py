@@ -10,12 +10,13 @@ from pydantic import Field
 
 from kineograph.config import Config, parse_config
 from kineograph.diffusion.guidance import Interval
-from kineograph.diffusion.request import Sampling
+from kineograph.diffusion.request import MAX_FRAMES, Sampling
 from kineograph.diffusion.samplers import FixedVariance, SamplerName
 from kineograph.errors import UserError
-from kineograph.generation.settings import Dtype, Weights
+from kineograph.generation.settings import MAX_FPS, Dtype, Weights
+from kineograph.models.vae import Tiling
 
-MAX_SIDE, MAX_FPS = 16384, 1000.0
+MAX_SIDE = 16384
 
 
 class Asked(Config):
@@ -65,6 +66,8 @@ class Asked(Config):
     loop: bool = False
     weights: Weights | None = None
     dtype: Dtype | None = None
+    vae_tiling: str | None = None
+    """SIZE or SIZE:OVERLAP, pixels."""
     device: str = "cpu"
     batch: int = Field(1, ge=1)
     """Videos made at once."""
@@ -92,8 +95,12 @@ class Asked(Config):
             raise UserError(f"--fps {self.fps:g}: give a number above zero, up to {MAX_FPS:g}")
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise UserError(f"--seconds {self.seconds:g}: give a number above zero")
+        if self.frames is not None and self.frames > MAX_FRAMES:
+            raise UserError(f"--frames {self.frames}: a video has at most {MAX_FRAMES} frames")
         if self.size is not None:
             parse_size(self.size)
+        if self.vae_tiling is not None:
+            parse_tiling(self.vae_tiling)
 
     def says(self, name: str) -> bool:
         """Whether the option ``name`` was given."""
@@ -146,6 +153,17 @@ def parse_size(size: str) -> tuple[int, int]:
     if not (2 <= height <= MAX_SIDE and 2 <= width <= MAX_SIDE):
         raise UserError(f"--size {size!r}: height and width must be 2 to {MAX_SIDE}")
     return height, width
+
+
+def parse_tiling(text: str) -> Tiling:
+    """Tiles of "SIZE:OVERLAP" or "SIZE" pixels, which share a quarter of their size. Raises UserError."""
+    size, _, overlap = text.partition(":")
+    try:
+        return Tiling(size=int(size), overlap=int(overlap) if overlap else max(1, int(size) // 4))
+    except ValueError:
+        raise UserError(
+            f"--vae-tiling {text!r}: write the pixels of a tile's side and, fewer, those that tiles share, e.g. 256:64"
+        ) from None
 
 
 def parse_stretch(text: str) -> tuple[float, float]:

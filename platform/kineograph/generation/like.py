@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kineograph import __version__
+from kineograph.diffusion.request import frames_in
 from kineograph.errors import UserError
 from kineograph.generation.asked import Asked
 from kineograph.generation.given import find_given
@@ -23,9 +24,11 @@ def like(asked: Asked, settings: Settings) -> Asked:
     assert asked.like is not None
     if settings.kineograph != __version__:
         say(f"{asked.like} was made by version {settings.kineograph}, this is {__version__}: the video may differ")
+    tiling = settings.vae_tiling
     found: dict[str, Any] = {
         "weights": settings.weights,
         "dtype": settings.dtype,
+        "vae_tiling": None if tiling is None else f"{tiling.size}:{tiling.overlap}",
         "negative_prompt": settings.negative_prompt,
         "size": f"{settings.height}x{settings.width}",
         "fps": settings.fps,
@@ -47,7 +50,7 @@ def like(asked: Asked, settings: Settings) -> Asked:
         found["loop"] = settings.given.loop
     adds_video = asked.gives_frames and any((asked.video, asked.video_end, asked.fill))
     if asked.seconds is None and "fill" not in found and not adds_video:
-        found["frames"] = max(1, round(settings.frames / settings.fps * fps))
+        found["frames"] = frames_in(settings.frames / settings.fps, fps)
     return asked.model_copy(update={name: value for name, value in found.items() if not asked.says(name)})
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kineograph.diffusion.request import Request
 from kineograph.diffusion.text_to_video import TextToVideo
+from kineograph.diffusion.windows import decoded
 from kineograph.generation.files import KeptFrames, VideoFile, small
 from kineograph.generation.given import Scene
 from kineograph.generation.render import makes_first, render, request_for, windows_to_sample
@@ -103,6 +105,7 @@ class _Watch:
 
     def _show(self, clean: Tensor) -> None:
         bucket = self.making.request.bucket
-        videos = to_uint8(self.making.model.vae.decode(clean)[..., : bucket.height, : bucket.width]).cpu().numpy()
+        pieces = decoded(self.making.model.vae, clean)
+        videos = torch.cat([to_uint8(p[..., : bucket.height, : bucket.width]).cpu() for p in pieces], dim=1).numpy()
         labels = [order.settings.prompt for order in self.batch]
         write_png(self.making.preview_path, contact_sheet([small(video) for video in videos], labels))

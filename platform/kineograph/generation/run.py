@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from kineograph import __version__
-from kineograph.diffusion.request import Request, Sampling
+from kineograph.diffusion.request import MAX_FRAMES, Request, Sampling, frames_in
 from kineograph.diffusion.text_to_video import TextToVideo
 from kineograph.diffusion.windows import latents_of
 from kineograph.errors import UserError
-from kineograph.generation.asked import Asked, parse_size, parse_stretch
+from kineograph.generation.asked import Asked, parse_size, parse_stretch, parse_tiling
 from kineograph.generation.folder import VideoFolder
 from kineograph.generation.given import SLOTS, Scene, Strips, open_strips, record_given
 from kineograph.generation.like import like
@@ -24,6 +24,7 @@ from kineograph.generation.settings import CheckpointRef, Settings, read_digest,
 from kineograph.generation.timeline import Timeline, plan_timeline
 from kineograph.media.encode import contact_sheet, write_png
 from kineograph.media.geometry import Bucket
+from kineograph.models.vae import Tiling
 from kineograph.progress import say
 
 
@@ -39,7 +40,7 @@ def generate_videos(asked: Asked) -> dict[str, Any]:
         settings = read_settings(asked.like)
         sampling, asked = settings.sampling, like(asked, settings)
     checkpoint = _check(asked)
-    model = TextToVideo.load(checkpoint, asked.device, asked.weights or "ema")
+    model = TextToVideo.load(checkpoint, asked.device, asked.weights or "ema", _tiling(asked))
     if asked.dtype == "bf16":
         model.model = MixedPrecision(model.model)
     return generate_with(model, asked, sampling)
@@ -123,6 +124,7 @@ def _plan(asked: Asked, model: TextToVideo, sampling: Sampling) -> tuple[Setting
         checkpoint=CheckpointRef(path=str(model.path), step=model.config.get("step"), digest=read_digest(model.path)),
         weights=asked.weights or "ema",
         dtype=asked.dtype or "fp32",
+        vae_tiling=_tiling(asked),
         prompt="",
         negative_prompt=asked.negative_prompt or "",
         seed=0,
@@ -138,6 +140,10 @@ def _plan(asked: Asked, model: TextToVideo, sampling: Sampling) -> tuple[Setting
     return settings, Scene(timeline, strips, height, width, fps)
 
 
+def _tiling(asked: Asked) -> Tiling | None:
+    return None if asked.vae_tiling is None else parse_tiling(asked.vae_tiling)
+
+
 def _timeline(asked: Asked, model: TextToVideo, strips: Strips, fps: float) -> Timeline:
     front, back = strips.counts
     if asked.fill is not None:
@@ -145,9 +151,13 @@ def _timeline(asked: Asked, model: TextToVideo, strips: Strips, fps: float) -> T
     elif asked.frames is not None:
         total = asked.frames
     elif asked.seconds is not None:
-        total = max(1, round(asked.seconds * fps))
+        total = frames_in(asked.seconds, fps)
     else:  # as trained, beside the videos that are given
         total = model.default_bucket.frames + sum(count for count in (front, back) if count > 1)
+    if total > MAX_FRAMES:
+        raise UserError(
+            f"this video is of {total} frames, given ones included: a video has at most {MAX_FRAMES} frames"
+        )
     latents = None if asked.overlap is None else latents_of(asked.overlap, model.vae.strides[0])
     window, overlap = model.window_latents(asked.window, latents)
     front = max(front, 1) if asked.loop else front

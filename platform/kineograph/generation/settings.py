@@ -9,11 +9,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from kineograph.config import Config
-from kineograph.diffusion.request import Sampling
+from kineograph.diffusion.request import MAX_FRAMES, Sampling
 from kineograph.errors import UserError
 from kineograph.media.faults import MediaFault
 from kineograph.media.footage import read_comment
+from kineograph.models.vae import Tiling
 from kineograph.store.checkpoints import DIGESTS
+
+MAX_FPS = 1000.0
 
 Weights = Literal["ema", "model"]
 Dtype = Literal["fp32", "bf16"]
@@ -68,18 +71,20 @@ class Settings(Config):
     """Averaged (ema) or the last ones (model)."""
     dtype: Dtype
     """Arithmetic of the model."""
+    vae_tiling: Tiling | None = None
+    """Tiles that the autoencoder coded frames in; none: as it was saved."""
     prompt: str
     negative_prompt: str = ""
     seed: int
     height: int = Field(ge=2)
     width: int = Field(ge=2)
-    frames: int = Field(ge=1)
+    frames: int = Field(ge=1, le=MAX_FRAMES)
     """Of the whole video, given ones included."""
-    fps: float = Field(gt=0)
+    fps: float = Field(gt=0, le=MAX_FPS)
     sampling: Sampling
-    window: int | None = None
+    window: int | None = Field(None, ge=1)
     """Frames made at once; none: as many as the model was trained on."""
-    overlap: int | None = None
+    overlap: int | None = Field(None, ge=1)
     """Frames shared by windows that follow each other; none: half a window."""
     given: GivenFiles = GivenFiles()
 

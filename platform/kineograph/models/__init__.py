@@ -1,1 +1,2 @@
-"""Pure torch models: layers, patches, STDiT, the autoencoder and the text encoder. They run where only torch is."""
+"""Pure torch models: STDiT and DiT, ViT and ViViT, autoencoders, text encoders; their layers, sizes and costs, and
+published weights as ours. They run where only torch is."""

@@ -35,12 +35,13 @@ def build_denoiser(config: STDiTConfig | DiTConfig) -> nn.Module:
 
 
 def load_denoiser(config: Mapping[str, Any], weights: Path) -> nn.Module:
-    """The model of a dumped config with the weights of a safetensors file, for inference. Raises ValueError as
-    :func:`parse_denoiser`, UserError when the weights cannot be loaded."""
+    """The model of a dumped config with the weights of a safetensors file, in fp32 and for inference. Raises ValueError
+    as :func:`parse_denoiser`, UserError when the weights cannot be loaded."""
     with torch.device("meta"):  # shapes without memory
         model = build_denoiser(parse_denoiser(config))
     try:
-        model.load_state_dict(load_file(weights), assign=True)
+        state = {name: tensor.float() for name, tensor in load_file(weights).items()}  # fp32 is not copied
+        model.load_state_dict(state, assign=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{weights} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     return model.eval()

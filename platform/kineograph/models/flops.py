@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kineograph.models.dit import DiTConfig
@@ -25,37 +25,6 @@ TRAINING_FACTOR = 3
 """A training step over a forward pass: the backward pass computes gradients of inputs and of weights."""
 SINUSOID = 256
 """Features of a number before its embedding's MLP (layers.ScalarEmbedding)."""
-
-PEAK_BF16: Mapping[str, float] = {
-    "GB200": 2.5e15,
-    "B200": 2.25e15,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "H20": 148e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "A6000": 154.8e12,
-    "A40": 149.7e12,
-    "A30": 165e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-    "MI300X": 1307e12,
-    "MI325X": 1307e12,
-    "MI250X": 191.5e12,
-}
-"""Peak FLOP/s in bf16 with fp32 accumulation and without sparsity, from the makers' data sheets and, for the RTX cards,
-NVIDIA's architecture white papers. NVIDIA's sheets give twice as much: with sparsity. MI250X: of one of its two dies, which
-are a device each."""
 
 
 @dataclass(frozen=True)
@@ -101,30 +70,6 @@ def count_flops(config: ModelConfig, size: Sequence[int], text_tokens: int = 0, 
     if isinstance(config, ViTConfig):
         return _vit(config, size, classes)
     return _vivit(config, size, classes)
-
-
-def total_flops(clips: Iterable[Flops]) -> Flops:
-    """Work on a batch of clips, which may differ in size."""
-    parts: Counter[str] = Counter()
-    tokens = 0
-    for clip in clips:
-        parts.update(clip.parts)
-        tokens += clip.tokens
-    return Flops(dict(parts), tokens)
-
-
-def peak_flops(device: str) -> float | None:
-    """Peak bf16 FLOP/s of a GPU by the name that the driver gives it ("NVIDIA H100 80GB HBM3"); None when unknown."""
-    words = device.replace("-", " ").replace("_", " ").upper().split()
-    for name, peak in PEAK_BF16.items():  # the special ones stand before the general ones
-        if all(word.upper() in words for word in name.split()):
-            return peak
-    return None
-
-
-def mfu(tokens_per_s: float, flops_per_token: float, peak: float) -> float:
-    """Model FLOPs utilisation, 0..1, of one GPU that does ``tokens_per_s`` and could do ``peak`` FLOP/s."""
-    return tokens_per_s * flops_per_token / peak
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> int:

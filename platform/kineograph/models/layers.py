@@ -87,7 +87,7 @@ class CrossAttention(_Heads):
         query = self.query_norm(self.query(x).unflatten(-1, (self.heads, -1)))  # B N H d
         key, value = self.key_value(text.states).unflatten(-1, (2, self.heads, -1)).unbind(1)  # M H d
         key = self.key_norm(key)
-        if varlen_attn is not None and x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
+        if _has_ragged_kernel(value):
             attended = _attend_packed(query, key, value, text)
         else:
             # Padded only now, behind the projections; there is no kernel for ragged rows here.
@@ -95,6 +95,15 @@ class CrossAttention(_Heads):
             mask = text.mask[:, None, None]  # B 1 1 L
             attended = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=mask).transpose(1, 2)
         return self.out(attended.flatten(-2))  # B N D
+
+
+def _has_ragged_kernel(value: Tensor) -> bool:
+    """Whether attention to values (M H d) can run over ragged rows. Under autocast they, and not what the layer was given,
+    are of the dtype that it runs in."""
+    half, width = value.dtype in (torch.bfloat16, torch.float16), value.shape[-1]
+    if varlen_attn is None or not value.is_cuda or not half or width % 8 or width > 256:
+        return False
+    return torch.cuda.get_device_capability(value.device) >= (8, 0)  # flash attention, from Ampere on
 
 
 def _attend_packed(query: Tensor, key: Tensor, value: Tensor, text: PackedTokens) -> Tensor:

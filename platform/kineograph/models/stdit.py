@@ -311,6 +311,18 @@ class STDiT(nn.Module):
         tokens = pack_tokens(torch.cat([null, text], dim=1), present)
         return tokens._replace(states=self.embed_text(tokens.states)), pooled
 
+    def without_caption(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Text and mask to give in place of captions, text (B L text_width) and mask (B L), that are left out.
+
+        None has a token. But where several fixed ones stand for "no caption", as many of them as the caption has: Open-Sora
+        trains and samples with them under the caption's mask.
+        """
+        if self.config.null_tokens == 1 or self.config.pooled_text:
+            return text, torch.zeros_like(mask)
+        null = F.pad(self.null_text, (0, 0, 0, text.shape[1]))[: text.shape[1]]
+        there = torch.arange(text.shape[1], device=mask.device) < self.config.null_tokens
+        return null.to(text).expand_as(text), mask & there
+
     def _modulate_last(self, x: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
         shift, scale = (self.final_modulation + condition.unsqueeze(2)).unsqueeze(3).unbind(2)  # B T 1 D
         last = modulate(layer_norm(x), shift, scale)

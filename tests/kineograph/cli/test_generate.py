@@ -19,6 +19,7 @@ from kineograph.errors import UserError
 from kineograph.generation.asked import Asked
 from kineograph.generation.settings import Settings, read_settings
 from kineograph.media.encode import write_mp4, write_png
+from kineograph.models.vae import Tiling
 from kineograph.store.checkpoints import CONFIG, seal
 from tests.kineograph.cli.test_main import HEAVY, imported_by
 from tests.kineograph.tiny_checkpoint import FPS, FRAMES, make_checkpoint
@@ -94,6 +95,13 @@ class TestOneVideo:
         said = kineo("--checkpoint", checkpoint, "--prompt", "", "--frames", 1, "--out", tmp_path / "a.mp4")
         assert f"1 frames of {HEIGHT}x{WIDTH} at 8 fps" in said
 
+    def test_the_autoencoder_codes_in_tiles_as_asked_and_again_the_same(self, checkpoint, tmp_path):
+        facts = make(checkpoint, "--out", tmp_path / "a.mp4", "--vae-tiling", 16, "--preview")
+        assert facts["vae_tiling"] == {"size": 16, "overlap": 4}
+        kineo("--like", tmp_path / "a.mp4", "--out", tmp_path / "b.mp4")
+        assert read_settings(tmp_path / "b.mp4").vae_tiling == Tiling(size=16, overlap=4)
+        assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
     def test_a_preview_shows_the_work(self, checkpoint, tmp_path):
         make(checkpoint, "--out", tmp_path / "a.mp4", "--preview", 2)
         with Image.open(tmp_path / "a.preview.png") as preview:
@@ -164,6 +172,24 @@ class TestLike:
         with pytest.raises(UserError, match="cannot be read"):
             kineo("--like", tmp_path / "none.mp4", "--out", tmp_path / "b.mp4")
 
+    @pytest.mark.parametrize(
+        ("told", "message"),
+        [
+            ({"frames": 10**9}, "does not say how it was made"),
+            ({"fps": 1e300}, "does not say how it was made"),
+            ({"window": 0}, "does not say how it was made"),
+            ({"frames": 2_000_000, "fps": 1e-305}, "at most 2073600 frames"),
+        ],
+    )
+    def test_a_length_that_nobody_can_make_is_refused(self, checkpoint, tmp_path, told, message):
+        make(checkpoint, "--out", tmp_path / "one.mp4", "--frames", 1)
+        comment = read_settings(tmp_path / "one.mp4").model_dump(mode="json") | told
+        write_mp4(tmp_path / "two.mp4", np.zeros((1, 8, 8, 3), np.uint8), 8, metadata={"comment": json.dumps(comment)})
+        with pytest.raises(UserError, match=message) as caught:
+            kineo("--like", tmp_path / "two.mp4", "--out", tmp_path / "three.mp4", "--fps", 8)
+        assert len(str(caught.value).splitlines()) == 1
+        assert not (tmp_path / "three.mp4").exists()
+
 
 @pytest.fixture(scope="module")
 def several(checkpoint, tmp_path_factory):
@@ -215,6 +241,9 @@ class TestSeveral:
         (["--size", "1x8"], "must be 2 to"),
         (["--fps", "-1"], "above zero"),
         (["--seconds", "nan"], "above zero"),
+        (["--seconds", "1e8"], "at most 2073600 frames"),
+        (["--seconds", "1e307", "--fps", 1000], "at most 2073600 frames"),
+        (["--frames", 10**30], "--frames 1.*: a video has at most"),
         (["--seconds", 1, "--frames", 8], "--seconds and --frames exclude"),
         (["--seeds", "1,2", "--seed", 3], "exclude each other"),
         (["--image", "a.png", "--video", "a.mp4"], "exclude each other"),
@@ -223,6 +252,9 @@ class TestSeveral:
         (["--sampler", "heun", "--eta", 0.5], "eta is of the sampler ddim"),
         (["--timesteps", "0.2,0.9"], "must fall"),
         (["--cfg", -1], "guidance.scale"),
+        (["--vae-tiling", "8:8"], "write the pixels of a tile's side"),
+        (["--vae-tiling", "large"], "write the pixels of a tile's side"),
+        (["--vae-tiling", "10:4"], "must be multiples of the autoencoder's 4 pixels"),
         (["--cfg-interval", "800,100"], "a lower and an upper"),
         (["--seconds", 4, "--overlap", 30], "overlap"),
         (["--image", "a.mp4"], "is a video"),

@@ -303,6 +303,20 @@ def test_the_bound_is_none_for_the_true_posterior_and_counts_all_timesteps():
     torch.testing.assert_close(process.losses(off, data, noise, timestep), 0.001 * 100 * bits)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_with_a_fixed_variance_a_variance_that_the_model_says_is_left_aside(prediction, variance):
+    process, timestep = Gaussian(GaussianConfig(prediction=prediction, variance=variance)), places(1000)
+    data, noise, output, said = values(number=4)
+    both = torch.cat([output, said], dim=1)
+    assert torch.equal(process.losses(both, data, noise, timestep), process.losses(output, data, noise, timestep))
+    noisy = process.add_noise(data, noise, timestep)
+    for one, other in zip(
+        process.denoised(both, noisy, timestep), process.denoised(output, noisy, timestep), strict=True
+    ):
+        assert other is one is None or torch.equal(one, other)
+
+
 def test_half_precision_outputs_have_losses_in_fp32():
     process, timestep = Gaussian(GaussianConfig(variance="learned_range")), places(1000)
     data, noise = (x.bfloat16() for x in values())

@@ -75,6 +75,17 @@ def test_an_output_of_zeros_stays_zero():
     assert torch.equal(combine(GuidanceConfig(rescale=0.7), zeros, zeros), zeros)
 
 
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize(("channels", "guided"), [(None, 3), (1, 1), (2, 2), (8, 3)])
+def test_only_the_first_channels_are_guided(channels, guided, factor):
+    """Of 3 channels, with or without a variance behind them, by DiT's formula."""
+    model = Passes(factor)
+    output = call_once(model, scale=5.0, channels=channels)
+    assert output.shape[1] == 3 * factor
+    assert (output[:, :guided] == 11 + 5 * (13 - 11)).all()
+    assert (output[:, guided:] == 13).all()
+
+
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_a_learned_variance_is_the_conditional_ones(rescale):
     without, full = output_of(0, 1, shape=(1, 4, 3, 2, 2))

@@ -24,6 +24,7 @@ from kineograph.diffusion.gaussian import Gaussian
 from kineograph.diffusion.published import FORMATS, import_checkpoint
 from kineograph.diffusion.text_to_video import TextToVideo
 from kineograph.errors import DiskFullError, UserError
+from kineograph.generation.render import MixedPrecision
 from kineograph.media.geometry import Bucket
 from kineograph.models.torchvision_shim import ensure_torchvision_importable
 from kineograph.models.vae import CausalVAEConfig, PatchPCA, PatchPCAConfig, build_autoencoder, save_autoencoder
@@ -130,6 +131,21 @@ def say_reference(name: str, model: Any, tensors: dict[str, Tensor]) -> tuple[Te
         return model(x, time[:, None].expand(-1, x.shape[2]), text, mask, fps, size), expected
 
 
+def space_timesteps(chain: int, steps: int) -> list[int]:
+    """What IDDPM's code keeps of a chain for a number of steps: one section, a running sum of its fractional stride."""
+    stride, place, kept = (chain - 1) / (steps - 1), 0.0, []
+    for _ in range(steps):
+        kept.append(round(place))
+        place += stride
+    return kept
+
+
+def test_the_authors_timesteps():
+    assert space_timesteps(1000, 250)[:4] == [0, 4, 8, 12]
+    assert space_timesteps(1000, 100)[:3] == [0, 10, 20]
+    assert space_timesteps(1000, 100)[-1] == 999
+
+
 @pytest.mark.parametrize("name", FORMATS)
 class TestCheckpoint:
     def test_it_is_whole_and_its_model_says_what_the_published_one_says(self, name, runs, models):
@@ -158,11 +174,11 @@ class TestCheckpoint:
 
     def test_it_is_sampled_as_its_authors_do(self, name, models):
         sampling = models[name].sampling
-        said = (sampling.steps, sampling.sampler.name, sampling.guidance.scale)
+        said = (sampling.steps, sampling.sampler.name, sampling.guidance.scale, sampling.guidance.channels)
         wanted = {
-            "opensora-v1": (100, "ancestral", 7.0),
-            "opensora-v3": (30, "euler", 7.0),
-            "dit": (250, "ancestral", 4.0),
+            "opensora-v1": (100, "ancestral", 7.0, 3),
+            "opensora-v3": (30, "euler", 7.0, None),
+            "dit": (250, "ancestral", 4.0, 3),
         }
         assert said == wanted[name]
         process = models[name].process
@@ -173,6 +189,29 @@ class TestCheckpoint:
         else:
             assert isinstance(process, Gaussian)
             assert process.output_factor == 2
+            for steps in (sampling.steps, 7):
+                assert process.path(steps, 64, 1).timesteps[:-1].tolist() == space_timesteps(1000, steps)[::-1]
+
+    @pytest.mark.parametrize("frames", [1, 5])
+    def test_its_model_is_told_what_the_authors_tell_it(self, name, models, parts, monkeypatch, frames):
+        if name == "dit" and frames > 1:
+            pytest.skip("a model of images")
+        model, prompts = models[name], ["a red circle", "a blue square on the left"]
+        told, forward = [], model.model.forward
+        monkeypatch.setattr(model.model, "forward", lambda *given: told.append(given) or forward(*given))
+        asked = Bucket(64, 64, frames)
+        model.generate(["3", "5"] if name == "dit" else prompts, [0, 1], asked, fps=12.0, steps=2)
+        _, _, text, mask, fps, _ = told[0]  # without prompts, then with
+        assert fps.tolist() == [(120.0 if name == "opensora-v3" else 0.0) if frames == 1 else 12.0] * 4
+        if name == "dit":
+            assert mask.sum(1).tolist() == [0, 0, 1, 1]
+            return
+        # Open-Sora's null text is under the prompt's mask: as many of its tokens as the prompt has.
+        assert torch.equal(mask[:2], mask[2:])
+        tokens, null = mask[2:].sum(1).tolist(), model.model.null_text
+        assert 0 < tokens[0] < tokens[1] <= len(null)
+        for row, count in enumerate(tokens):
+            assert torch.equal(text[row, :count], null[:count])
 
     def test_its_first_video_divides_into_latents(self, name, models):
         bucket = models[name].default_bucket
@@ -207,6 +246,12 @@ class TestCheckpoint:
 def test_a_prompt_that_is_no_class_is_a_users_error(models, prompt):
     with pytest.raises(UserError, match=r"a prompt is the number of a class, .* e\.g\. 207"):
         models["dit"].generate([prompt], [0], ASKED["dit"], steps=2)
+
+
+def test_a_class_that_is_not_there_is_a_users_error_in_mixed_precision_too(models, monkeypatch):
+    monkeypatch.setattr(models["dit"], "model", MixedPrecision(models["dit"].model))
+    with pytest.raises(UserError, match="a prompt is the number of a class"):
+        models["dit"].generate(["100000"], [0], ASKED["dit"], steps=2)
 
 
 def test_a_video_autoencoder_makes_the_first_video_longer(weights, parts, tmp_path):

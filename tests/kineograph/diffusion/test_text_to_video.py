@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from kineograph.diffusion import text_to_video
+from kineograph.diffusion import text_to_video, windows
+from kineograph.diffusion.request import MAX_FRAMES
 from kineograph.diffusion.text_to_video import TextToVideo
 from kineograph.diffusion.windows import Window
 from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
 from kineograph.models.text import load_text_encoder
+from kineograph.models.vae import Architecture, CausalVAEConfig, Tiling, build_autoencoder, save_autoencoder
 from kineograph.store.checkpoints import CONFIG, seal
 from tests.kineograph.tiny_checkpoint import FPS, FRAMES, STRIDE, make_checkpoint
 
@@ -93,6 +95,19 @@ def test_a_prompt_and_a_negative_prompt_matter(model):
     assert (away[0] != circle).any()
 
 
+def test_a_prompt_is_encoded_once_for_all_its_seeds_and_as_it_is_alone(checkpoint, monkeypatch):
+    model, asked = TextToVideo.load(checkpoint), []
+    encoder = model.text_encoder
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda captions: asked.append(list(captions)) or encode(captions))
+    for prompts in ([PROMPTS[0]] * 2, PROMPTS[:2], PROMPTS[1:]):
+        model.generate(prompts, [0, 1], Bucket(8, 8, 1), steps=1)
+    assert [caption for captions in asked for caption in captions] == PROMPTS
+    states = model._text_states([PROMPTS[1], "", PROMPTS[0]])
+    np.testing.assert_array_equal(states[0], encode([PROMPTS[1]])[0])
+    assert states[1].shape == (0, 384)
+
+
 def test_an_image_is_a_video_of_one_frame(model):
     assert model.generate(PROMPTS[:1], [0], Bucket(8, 12, 1)).shape == (1, 1, 8, 12, 3)
 
@@ -107,6 +122,57 @@ def test_progress_counts_every_video(model):
     counted = []
     model.generate(PROMPTS, [0, 1, 2], Bucket(8, 8, 1), batch_size=2, on_progress=counted.append)
     assert counted == [2, 1]
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    """A checkpoint with a causal autoencoder of random weights, 4 frames of 4x4 pixels to a latent of 4 channels."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("wan") / "train")
+    settings = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "is_residual": True}
+    settings |= {"temperal_downsample": [True, True]}
+    torch.manual_seed(0)
+    architecture = Architecture(class_name="AutoencoderKLWan", settings=settings)
+    save_autoencoder(build_autoencoder(CausalVAEConfig(architecture=architecture, chunk=1)), folder / "vae")
+    seal(folder)
+    return folder
+
+
+class TestPiecesOfAWindow:
+    @pytest.fixture
+    def asked(self, model):
+        """Two windows, with given frames in the middle of both."""
+        frames = np.random.default_rng(0).integers(0, 256, (16, 16, 24, 3), dtype=np.uint8)
+        known = {number: frames[number % 16] for number in (*range(5, 9), *range(21, 25))}
+        return model.request(PROMPTS[:2], [0, 1], Bucket(16, 24, 29), known=known)
+
+    def test_chunks_that_are_exact_are_decoded_one_by_one_to_the_same_bits(self, wan, asked, monkeypatch):
+        model = TextToVideo.load(wan)
+        pieces = list(model.stream(asked))
+        assert len(model.windows(asked)) == 2
+        assert max(piece.shape[1] for piece in pieces) == STRIDE
+        monkeypatch.setattr(windows, "_goes_in_pieces", lambda vae: False)
+        whole = list(model.stream(asked))
+        assert len(whole) == 2
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), np.concatenate(whole, axis=1))
+
+    def test_large_frames_are_coded_in_tiles_where_that_is_asked(self, wan, asked):
+        model, seen = TextToVideo.load(wan, vae_tiling=Tiling(size=12, overlap=4)), set()
+        for part in (model.vae.model.encoder, model.vae.model.decoder):
+            part.register_forward_pre_hook(lambda _, given: seen.add(tuple(given[0].shape[-2:])))
+        video = np.concatenate(list(model.stream(asked)), axis=1)
+        assert seen == {(12, 12), (3, 3)}  # pixels and latents
+        assert video.shape == (2, 29, 16, 24, 3)
+        for number, frame in asked.known.items():
+            assert (video[:, number] == frame).all()
+
+    def test_tiles_of_patches_that_are_coded_alone_change_nothing(self, model, checkpoint, asked):
+        tiled = TextToVideo.load(checkpoint, vae_tiling=Tiling(size=12, overlap=4))
+        videos = [np.concatenate(list(m.stream(asked)), axis=1).astype(int) for m in (model, tiled)]
+        assert np.abs(videos[0] - videos[1]).max() <= 1  # rounding
+
+    def test_tiles_that_are_no_whole_latents_are_refused_at_once(self, wan):
+        with pytest.raises(UserError, match="size 18 and overlap 4 must be multiples of the autoencoder's 4 pixels"):
+            TextToVideo.load(wan, vae_tiling=Tiling(size=18, overlap=4))
 
 
 class TestLongVideos:
@@ -189,11 +255,20 @@ def test_a_size_and_a_length_are_made_as_asked(model, size, seconds, bucket):
         (None, -1.0, "above zero"),
         (None, float("nan"), "above zero"),
         (None, float("inf"), "above zero"),
+        (None, 1e8, "at most 2073600 frames"),
+        (None, 1e308, "at most 2073600 frames"),
     ],
 )
 def test_a_size_that_cannot_be_made_is_refused(model, size, seconds, message):
     with pytest.raises(UserError, match=message):
         model.bucket_for(size, seconds, FPS)
+
+
+def test_a_video_has_a_longest_length(model):
+    longest = Bucket(16, 24, MAX_FRAMES)
+    assert model.windows(model.request(["a cat"], [0], longest))[-1].start > 500_000
+    with pytest.raises(UserError, match="1000000000 frames: a video has at most"):
+        model.windows(model.request(["a cat"], [0], Bucket(16, 24, 10**9)))
 
 
 def test_prompts_and_seeds_must_pair(model):

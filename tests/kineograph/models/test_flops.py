@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kineograph.models.dit import LABEL_WIDTH, DiT, DiTConfig, label_tokens
-from kineograph.models.flops import count_flops, mfu, peak_flops, total_flops
+from kineograph.models.flops import count_flops
 from kineograph.models.stdit import STDiT, STDiTConfig
 from kineograph.models.vit import ViT, ViTConfig
 from kineograph.models.vivit import ViViT, ViViTConfig
@@ -120,38 +120,8 @@ def test_the_published_formula_of_stdit_blocks():
     assert blocks / tokens / 28 == pytest.approx(per_token, rel=1e-12)
 
 
-def test_a_batch_of_different_clips_adds_up():
-    config = STDiTConfig(in_channels=C, text_width=TEXT, width=32, depth=1, heads=4)
-    image, video = count_flops(config, (1, 4, 4), 3), count_flops(config, (4, 4, 6), 5)
-    both = total_flops([image, video, video])
-    assert both.tokens == 4 + 2 * 24
-    assert both.forward == image.forward + 2 * video.forward
-    assert both.training_per_token == 3 * both.forward_per_token == 3 * both.forward / both.tokens
-
-
-@pytest.mark.parametrize(
-    ("device", "tera"),
-    [
-        ("NVIDIA H200", 989),
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40S", 362),
-        ("AMD Instinct MI300X", 1307),
-    ],
-)
-def test_a_gpu_is_known_by_the_name_of_its_driver(device, tera):
-    assert peak_flops(device) == tera * 1e12
-
-
-@pytest.mark.parametrize("device", ["cpu", "NVIDIA A10G", "Tesla T4", ""])
-def test_a_gpu_that_is_not_listed_is_not_guessed(device):
-    assert peak_flops(device) is None
-
-
-def test_mfu_of_open_sora_as_published():
+def test_the_utilisation_of_open_sora_as_published():
     """28k tokens a second at 16x256x256 on an H800 are about 11 percent (Open-Sora, docs/acceleration.md)."""
     config = STDiTConfig(in_channels=4, text_width=4096, pooled_text=False, text_mlp=True, learn_sigma=True)
     work = count_flops(config, (16, 32, 32), 120)
-    assert mfu(28_000, work.training_per_token, 989e12) == pytest.approx(0.11, abs=0.015)
+    assert 28_000 * work.training_per_token / 989e12 == pytest.approx(0.11, abs=0.015)

@@ -1,6 +1,7 @@
 """Layers: attention against its formula, and text of any length as if nothing were padded."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +188,44 @@ class TestCrossAttention:
         expected = attend_padded(cross, x, states, mask)
         torch.testing.assert_close(cross.out(attended.flatten(2)), expected, atol=1e-9, rtol=1e-9)
 
+    @pytest.mark.parametrize("autocast", [True, False])
+    def test_the_kernel_is_chosen_by_what_attention_gets(self, monkeypatch, autocast):
+        asked = []
+
+        def ask(value):
+            asked.append(value.dtype)
+            return value.dtype == torch.bfloat16
+
+        monkeypatch.setattr(layers, "_has_ragged_kernel", ask)
+        monkeypatch.setattr(layers, "varlen_attn", segment_attention)
+        cross = random_layer(CrossAttention, 16, 2, False, 0).float()
+        x, states, mask = torch.randn(2, 3, 16), torch.randn(2, 5, 16), random_mask(2, 5, 1)
+        expected = attend_padded(cross, x, states, mask)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            said = cross(x, pack_tokens(states, mask))
+        assert asked == [torch.bfloat16 if autocast else torch.float32]
+        assert (said.float() - expected).abs().max() < 0.03 * expected.abs().max()  # bf16 has 8 bits
+
+    @pytest.mark.parametrize(
+        ("dtype", "width", "gpu", "wanted"),
+        [
+            (torch.bfloat16, 72, (9, 0), True),
+            (torch.float16, 64, (8, 0), True),
+            (torch.float32, 64, (9, 0), False),
+            (torch.bfloat16, 12, (9, 0), False),
+            (torch.bfloat16, 264, (9, 0), False),
+            (torch.bfloat16, 64, (7, 5), False),
+            (torch.bfloat16, 64, None, False),
+        ],
+    )
+    def test_ragged_rows_need_a_gpu_half_precision_and_heads_that_fit(self, monkeypatch, dtype, width, gpu, wanted):
+        monkeypatch.setattr(layers, "varlen_attn", segment_attention)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpu)
+        value = SimpleNamespace(dtype=dtype, is_cuda=gpu is not None, shape=(5, 2, width), device="cuda:0")
+        assert layers._has_ragged_kernel(value) == wanted
+        monkeypatch.setattr(layers, "varlen_attn", None)
+        assert not layers._has_ragged_kernel(value)
+
     @pytest.mark.skipif(
         not torch.cuda.is_available() or layers.varlen_attn is None, reason="the kernel for ragged rows needs a GPU"
     )
@@ -195,8 +234,11 @@ class TestCrossAttention:
         x, states = torch.randn(3, 50, 128).cuda(), torch.randn(3, 20, 128).cuda()
         mask = random_mask(3, 20, 0).cuda()
         expected = attend_padded(cross, x, states, mask)
-        said = cross.bfloat16()(x.bfloat16(), pack_tokens(states.bfloat16(), mask))
-        assert (said.float() - expected).abs().max() < 0.02 * expected.abs().max()  # bf16 has 8 bits
+        with torch.autocast("cuda", torch.bfloat16):
+            mixed = cross(x, pack_tokens(states, mask))
+        half = cross.bfloat16()(x.bfloat16(), pack_tokens(states.bfloat16(), mask))
+        for said in (mixed, half):
+            assert (said.float() - expected).abs().max() < 0.02 * expected.abs().max()  # bf16 has 8 bits
 
     @quick
     @given(length=st.integers(1, 5), padding=st.integers(1, 4), filler=st.sampled_from([0.0, 1e30, math.inf, math.nan]))

@@ -233,6 +233,18 @@ class TestText:
         given["text_mask"][:] = False
         torch.testing.assert_close(said(model, given), said(model, told), atol=1e-5, rtol=0)
 
+    def test_a_caption_that_is_left_out_has_no_tokens_or_as_many_null_tokens_as_it_had(self):
+        given = inputs()
+        text, mask = given["text"], torch.tensor([[True, False, False, False, False], [True] * 5])
+        left, nothing = trained("own").without_caption(text, mask)
+        assert left.shape == text.shape
+        assert not nothing.any()
+        model = trained("opensora_v1")
+        null, there = model.without_caption(text, mask)
+        assert there.sum(1).tolist() == [1, 3]  # of a longer caption all there are
+        assert torch.equal(null[1, :3], model.null_text)
+        assert torch.equal(model.without_caption(text[:, :2], mask[:, :2])[0], null[:, :2])
+
     @every_layout
     def test_tokens_have_no_order_of_their_own(self, layout):
         model = trained(layout)

@@ -11,17 +11,18 @@ from safetensors.torch import save_file
 
 
 class Net(torch.nn.Module):
-    """Odd sizes, so that no shard is even, and a buffer."""
+    """Odd sizes, so that no shard is even, a buffer, and a parameter that is frozen."""
 
     def __init__(self, seed):
         super().__init__()
         torch.manual_seed(seed)
         self.up = torch.nn.Linear(5, 7)
         self.down = torch.nn.Linear(7, 3, bias=False)
+        self.frozen = torch.nn.Parameter(torch.full((5,), 1 + 0.1 * seed), requires_grad=False)
         self.register_buffer("centre", torch.full((5,), 0.1 * seed))
 
     def forward(self, x):
-        return self.down(torch.tanh(self.up(x - self.centre)))
+        return self.down(torch.tanh(self.up((x - self.centre) * self.frozen)))
 
 
 def main(rank, world, folder):

@@ -74,3 +74,9 @@ def test_in_bf16_it_takes_nearly_the_same_steps(walked, stage):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_in_bf16_it_goes_on_from_weights_in_fp32(walked, stage):
     assert_equal(walked[f"bf16 resumed {stage}"], walked[f"bf16 {stage}"], 1e-6)
+
+
+def test_what_is_frozen_stays_as_it_was_also_in_bf16(walked):
+    """It is 1.1, which bf16 does not have; engines that load it begin with 1.2."""
+    names = [f"{name} {stage}" for name in ("straight", "loaded", "bf16", "bf16 resumed") for stage in (1, 2)]
+    assert all(torch.equal(walked[name]["frozen"], torch.full((5,), 1.1)) for name in names)

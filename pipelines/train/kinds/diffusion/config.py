@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,11 +12,13 @@ from kineograph.diffusion.flow import FlowConfig
 from kineograph.diffusion.guidance import GuidanceConfig
 from kineograph.diffusion.processes import DiffusionConfig, build_process
 from kineograph.diffusion.samplers import SamplerConfig
+from kineograph.errors import UserError
 from kineograph.models.dit import DiTConfig, DiTShape
 from kineograph.models.presets import PRESETS
 from kineograph.models.stdit import STDiTConfig, STDiTShape
 from kineograph.models.vae import PatchPCAConfig
 from pipelines.train.config import TrainConfig, ValidationConfig, kind_unless_given, preset_or_keys
+from pipelines.train.kinds.diffusion.sampling import check_sampling, is_open, with_sampler_of
 
 Timestep = Annotated[float, Field(ge=0, le=1)]
 
@@ -58,15 +60,15 @@ class ConditioningConfig(Config):
     tasks: TaskMix = TaskMix()
     """What is given of a video in training."""
 
-    @model_validator(mode="after")
-    def _check(self) -> ConditioningConfig:
+    def check(self) -> None:
+        """Raise ValueError when what sampling does is not trained."""
         name, why = ("image", "given its first frame") if self.factorised else ("text", "with nothing given")
         weight = self.tasks.image if self.factorised else self.tasks.text
         if not weight:
             raise ValueError(
-                f"tasks.{name} is 0, but sampling makes a video {why}: set it, or factorised={not self.factorised}"
+                f"conditioning.tasks.{name} is 0, but sampling makes a video {why}: set it, or "
+                f"conditioning.factorised={str(not self.factorised).lower()}"
             )
-        return self
 
 
 class TimestepValidationConfig(ValidationConfig):
@@ -86,6 +88,7 @@ class SampleConfig(Config):
     steps: int = Field(20, ge=1)
     """Steps of the sampler."""
     sampler: SamplerConfig = SamplerConfig()
+    """Without a name euler, and ddim where diffusion is gaussian."""
     guidance: GuidanceConfig = GuidanceConfig()
 
 
@@ -98,7 +101,8 @@ class DiffusionRecipe(TrainConfig):
     to which every frame is an image of its own."""
     start: str | None = None
     """A checkpoint or training run to fine-tune, such as one that 'kineo model import' wrote: its averaged weights, its
-    model, and its diffusion and vae unless they are given."""
+    model, and where the recipe is silent its diffusion, vae, samples (steps, sampler, guidance) and
+    conditioning.factorised."""
     vae: Annotated[FittedVAE | FolderVAE, Field(discriminator="kind"), kind_unless_given("patch_pca")] = FittedVAE()
     """A patch-PCA autoencoder to fit, or {kind: folder, path: FOLDER}."""
     diffusion: Annotated[DiffusionConfig, kind_unless_given("flow")] = FlowConfig()
@@ -107,12 +111,22 @@ class DiffusionRecipe(TrainConfig):
     validation: TimestepValidationConfig = TimestepValidationConfig()
     samples: SampleConfig = SampleConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_sampler(cls, raw: Any) -> Any:
+        return with_sampler_of(raw)
+
     @model_validator(mode="after")
-    def _check_model(self) -> DiffusionRecipe:
+    def _check_parts(self) -> DiffusionRecipe:
+        if is_open(self.start, self.model_fields_set):
+            return self  # what the checkpoint brings is not known yet
+        self.conditioning.check()
         if build_process(self.diffusion).output_factor == 2 and not self.model.learn_sigma:
             raise ValueError(
                 "the variance is to be learned, and the model does not say one: set model.learn_sigma=true"
             )
-        if isinstance(self.model, DiTShape) and self.model.condition != "text":
-            raise ValueError("training is by captions: set model.condition=text")
+        try:
+            check_sampling(self.diffusion, self.samples.sampler, self.samples.steps)
+        except UserError as error:
+            raise ValueError(f"samples: {error}") from error
         return self

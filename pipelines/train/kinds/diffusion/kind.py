@@ -31,6 +31,7 @@ from pipelines.train.kinds.diffusion.autoencoder import (
     describe_autoencoder,
     make_autoencoder,
 )
+from pipelines.train.kinds.diffusion.classes import check_classes, check_condition, knows_classes
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 from pipelines.train.kinds.diffusion.objective import slot_losses
 from pipelines.train.kinds.diffusion.start import check_start, load_start, with_start
@@ -65,9 +66,10 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         return load_autoencoder(self.run / AUTOENCODER_FOLDER)
 
     def shape(self) -> STDiTConfig | DiTConfig:
-        """The model's, with the channels of latents and text."""
-        text_width = self.dataset.manifest.text_encoder.width
-        channels = {"in_channels": self.autoencoder.channels, "text_width": text_width}
+        """The model's, with the channels of latents and text. Raises UserError when the dataset's text is not for it."""
+        encoder = self.dataset.manifest.text_encoder
+        check_condition(self.config.model, encoder.name)
+        channels = {"in_channels": self.autoencoder.channels, "text_width": encoder.width}
         return parse_denoiser({**self.config.model.model_dump(), **channels})
 
     # In the driver.
@@ -75,13 +77,23 @@ class DiffusionKind(Kind[DiffusionRecipe]):
     def check(self) -> None:
         check_buckets(self.autoencoder, list(self.dataset.plan.clips))
         if self.config.start is not None:
-            check_start(self.config.start, self.shape().model_dump(), self.dataset.manifest)
+            check_start(self.config.start, self.autoencoder.channels, self.dataset.manifest)
+        model = self.shape()
+        if knows_classes(model):
+            addresses = [entry.address for entry in (*self.dataset.training, *self.dataset.validation)]
+            captions = (row["caption"] for row in self.dataset.reader.read(addresses, ["caption"]))
+            check_classes(model, captions, "the dataset has a clip of class")
+            check_classes(model, self.config.samples.prompts, "samples.prompts asks for class")
 
     def facts(self) -> dict[str, Any]:
         return {"reads": what_is_read(self)}
 
     def identity(self) -> dict[str, Any]:
-        return {"model": self.shape().model_dump(mode="json"), "autoencoder": autoencoder_facts(self.autoencoder)}
+        return {
+            "model": self.shape().model_dump(mode="json"),
+            "autoencoder": autoencoder_facts(self.autoencoder),
+            "diffusion": self.config.diffusion.model_dump(mode="json"),
+        }
 
     def prepare(self) -> None:
         make_autoencoder(self.config.vae, self.autoencoder, self.dataset, self.run / AUTOENCODER_FOLDER)
@@ -92,10 +104,10 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         return build_denoiser(self.shape())
 
     def start(self, model: nn.Module) -> None:
-        """Take the weights that the recipe starts from, else fit an STDiT's text norm to the dataset's captions."""
+        """Take the weights that the recipe starts from, else fit its text norm, if any, to the dataset's captions."""
         if self.config.start is not None:
             load_start(self.config.start, model)
-        elif isinstance(model, STDiT):
+        elif isinstance(model, STDiT) and model.config.pooled_text:
             entries = spread(self.dataset.training, TEXT_FIT_CAPTIONS)
             rows = self.dataset.reader.read([e.address for e in entries], ["caption", "text_embedding"])
             model.text_norm.fit(_caption_states(rows))

@@ -60,6 +60,23 @@ class VAERecipe(TrainConfig):
     """Training clips that the linear path starts from, and that bring the latents to unit variance when training is
     done."""
 
+    @property
+    def least_side(self) -> int:
+        """Pixels that a side of what is seen must have at least: where a discriminator judges, one of its patches."""
+        if self.loss.adversarial is None:
+            return 1
+        # Its layers halve a side, and two convolutions after them take one off each.
+        return 3 * 2**self.loss.adversarial.discriminator.layers
+
+    @model_validator(mode="after")
+    def _check_discriminator(self) -> VAERecipe:
+        if self.crop.size is not None and min(self.crop.size) < self.least_side:
+            raise ValueError(
+                f"loss.adversarial.discriminator.layers needs sides of {self.least_side} pixels or more, and crop.size is "
+                f"{list(self.crop.size)}: give fewer layers or a larger crop"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_start(self) -> VAERecipe:
         if (self.vae is None) == (self.start is None):

@@ -109,7 +109,13 @@ class VAEKind(Kind[VAERecipe]):
 
     def check(self) -> None:
         for bucket in self.dataset.plan.clips:
-            if not all(crop_size(bucket, self.config.crop, self.shape[1])):
+            size = crop_size(bucket, self.config.crop, self.shape[1])
+            if all(size) and min(size[1:]) < self.config.least_side:
+                raise UserError(
+                    f"of bucket {bucket.name} {size.height}x{size.width} pixels are seen, and the discriminator needs "
+                    f"sides of {self.config.least_side}: set loss.adversarial.discriminator.layers lower"
+                )
+            if not all(size):
                 _, rows, columns = self.shape[1]
                 raise UserError(
                     f"bucket {bucket.name} is smaller than a latent of {rows}x{columns} pixels, or crop.size is: "

@@ -8,7 +8,6 @@ Importing this package loads neither torch nor transformers.
 
 from __future__ import annotations
 
-from kineograph.models.text.cache import CachedEncoder, CacheSize
 from kineograph.models.text.huggingface import CLIP, T5, MiniLM, minilm_folder
 from kineograph.models.text.interface import BATCH, MAX_TOKENS, Dtype, TextEncoder, empty_embedding, encode_captions
 from kineograph.models.text.joined import JoinedEncoder
@@ -21,8 +20,6 @@ __all__ = [
     "CLIP",
     "MAX_TOKENS",
     "T5",
-    "CacheSize",
-    "CachedEncoder",
     "ClassLabels",
     "Dtype",
     "JoinedEncoder",

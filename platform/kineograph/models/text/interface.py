@@ -54,8 +54,9 @@ def encode_captions(encoder: TextEncoder, captions: Sequence[str]) -> list[np.nd
 def empty_embedding(encoder: TextEncoder) -> np.ndarray:
     """What the encoder says to "": float16 (tokens, width), the states of its start and end tokens.
 
-    For models that were trained with it as their unconditional text, as Stable Diffusion was. Ours learn a null text of
-    their own, and so do those of DiT's and Open-Sora's line: for them "no caption" is :func:`encode_captions`' no tokens.
+    For models of others that were trained with it as their unconditional text, as Stable Diffusion was; nothing here calls
+    it. Ours learn a null text of their own, and so do those of DiT's and Open-Sora's line: for them "no caption" is
+    :func:`encode_captions`' no tokens.
     """
     return encoder.encode([""])[0]
 

@@ -35,6 +35,11 @@ class Autoencoder(nn.Module, ABC):
     tiling: Tiling | None = None
     """How frames are cut into tiles where a call does not say; None codes them whole."""
 
+    @property
+    def streams_exactly(self) -> bool:
+        """Whether a stream is, to the bit, what encode and decode give."""
+        return False
+
     @abstractmethod
     def encoder(self, whole: bool) -> Coder:
         """Pieces (B 3 T H W) in [-1, 1] to pieces (B channels T' H' W'), in chunks unless ``whole``."""

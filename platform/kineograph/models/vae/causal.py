@@ -44,6 +44,11 @@ class CausalVAE(KLAutoencoder):
 
     config: CausalVAEConfig
 
+    @property
+    def streams_exactly(self) -> bool:
+        """See :class:`Autoencoder`."""
+        return self.config.is_exact
+
     def encoder(self, whole: bool) -> Coder:
         """See :class:`Autoencoder`."""
         stride = self.strides[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -60,18 +59,3 @@ class PatchDiscriminator(nn.Module):
             return self.layers(video).flatten(1)
         judged: Tensor = self.layers(video.transpose(1, 2).flatten(0, 1))
         return judged.unflatten(0, (len(video), -1)).flatten(1)
-
-
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """½·(mean max(0, 1 - D(x)) + mean max(0, 1 + D(x'))) (Lim and Ye 2017)."""
-    return ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
-
-
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, most: float = 1e4) -> Tensor:
-    """What the adversarial loss is multiplied with, so that its gradient at the decoder's last layer is as long as that of
-    the reconstruction loss: ‖∇rec‖ / (‖∇adv‖ + 1e-4), at most ``most`` (Esser et al. 2021, VQGAN, eq. 7). A constant to
-    autograd.
-    """
-    (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, most).detach()

@@ -30,6 +30,11 @@ class ImageVAE(KLAutoencoder):
 
     config: ImageVAEConfig
 
+    @property
+    def streams_exactly(self) -> bool:
+        """See :class:`Autoencoder`."""
+        return True
+
     def encoder(self, whole: bool) -> Coder:
         """See :class:`Autoencoder`. Frames go through the model in chunks of ``frames_at_once``, whole or not."""
         return lambda pieces: (

@@ -91,20 +91,10 @@ class KLAutoencoder(Autoencoder):
     def reconstruct(self, latents: Tensor) -> Tensor:
         """(B C T' H' W') as the model has them to (B 3 T H W), not clamped, with gradients."""
 
-    def training_forward(self, video: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Encode (B 3 T H W) in [-1, 1], draw z = mean + exp(logvar / 2)·noise, decode it.
-
-        ``generator`` draws the noise. The shift and scale of unit variance play no part in it.
-        """
-        self.check_size(*video.shape[2:])
-        mean, logvar = self.posterior(video)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return Reconstruction(self.reconstruct(mean + logvar.div(2).exp() * noise), mean, logvar)
-
     @torch.no_grad()
     def fit_linear_path(self, videos: Iterable[Tensor]) -> None:
         """Start the linear path as the principal components of ``videos``, each (3 T H W) in [-1, 1], and the network as
-        adding nothing to it. The videos are gone through twice."""
+        adding nothing to it. The videos are gone through more than once."""
         assert self.linear is not None
         self.linear.fit(videos)
         silence(self.model)

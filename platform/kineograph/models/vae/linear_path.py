@@ -33,7 +33,8 @@ class LinearPath(nn.Module):
 
     @torch.no_grad()
     def fit(self, videos: Iterable[Tensor]) -> None:
-        """Become the principal components of ``videos``, each (3 T H W) in [-1, 1]; they are gone through twice."""
+        """Become the principal components of ``videos``, each (3 T H W) in [-1, 1]; they are gone through more
+        than once."""
         stride = self.strides[1]
         most = 3 * stride**2  # components that a square has
         config = PatchPCAConfig(stride=stride, temporal_stride=self.strides[0], channels=min(self.channels, most))

@@ -5,17 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from kineograph.config import Config
-from kineograph.models.vae.discriminator import (
-    DiscriminatorConfig,
-    PatchDiscriminator,
-    adaptive_weight,
-    hinge_discriminator_loss,
-)
-from kineograph.models.vae.kl import Reconstruction
-from kineograph.models.vae.perceptual import Backbone, Perceptual
+from kineograph.models.vae.discriminator import DiscriminatorConfig
+from kineograph.models.vae.perceptual import Backbone
 
 
 class PerceptualConfig(Config):
@@ -61,51 +55,3 @@ def reconstruction_loss(video: Tensor, reference: Tensor, kind: Literal["l1", "l
 def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp logvar) ‖ N(0, 1)) = ½·(mean² + exp logvar - 1 - logvar), mean over latent values: (B ...) to (B)."""
     return (mean.square() + logvar.exp() - 1 - logvar).div(2).flatten(1).mean(1)
-
-
-class VAELoss(nn.Module):
-    """All losses of an autoencoder, with the discriminator as a module of its own parameters.
-
-    >>> total, parts = loss(out, video, vae.last_layer, step)      # then total.backward(), step of the autoencoder
-    >>> total = loss.discriminator_loss(out.video, video)          # then total.backward(), step of the discriminator
-    """
-
-    def __init__(self, config: VAELossConfig) -> None:
-        """Raises UserError when the perceptual loss is wanted and its weights are not there."""
-        super().__init__()
-        self.config = config
-        self.perceptual = (
-            Perceptual(config.perceptual.backbone, config.perceptual.weights) if config.perceptual else None
-        )
-        self.discriminator = PatchDiscriminator(config.adversarial.discriminator) if config.adversarial else None
-
-    def uses_discriminator(self, step: int) -> bool:
-        """Whether the adversarial loss plays a part in ``step``."""
-        return self.config.adversarial is not None and step >= self.config.adversarial.start
-
-    def forward(
-        self, out: Reconstruction, video: Tensor, last_layer: Tensor, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the autoencoder and its parts, unweighted, detached; means over the batch.
-
-        ``video`` (B 3 T H W) is what ``out`` should be, ``last_layer`` a weight of the decoder, which must require
-        gradients where the adversarial loss is used.
-        """
-        config = self.config
-        reconstruction = reconstruction_loss(out.video, video, config.reconstruction).mean()
-        parts = {"reconstruction": reconstruction, "kl": kl_loss(out.mean, out.logvar).mean()}
-        looks = reconstruction
-        if self.perceptual is not None and config.perceptual is not None:
-            parts["perceptual"] = self.perceptual(out.video, video).mean()
-            looks = looks + config.perceptual.weight * parts["perceptual"]
-        total = looks + config.kl_weight * parts["kl"]
-        if self.discriminator is not None and config.adversarial is not None and self.uses_discriminator(step):
-            parts["adversarial"] = -self.discriminator(out.video).mean()
-            parts["adaptive_weight"] = adaptive_weight(looks, parts["adversarial"], last_layer)
-            total = total + config.adversarial.weight * parts["adaptive_weight"] * parts["adversarial"]
-        return total, {name: part.detach() for name, part in parts.items()}
-
-    def discriminator_loss(self, reconstruction: Tensor, video: Tensor) -> Tensor:
-        """The discriminator's hinge loss on real and reconstructed videos (B 3 T H W); the autoencoder gets no gradient."""
-        assert self.discriminator is not None
-        return hinge_discriminator_loss(self.discriminator(video), self.discriminator(reconstruction.detach()))

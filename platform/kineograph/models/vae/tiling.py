@@ -29,6 +29,14 @@ class Tiling(Config):
             raise ValueError(f"overlap {self.overlap} must be less than size {self.size}")
         return self
 
+    def check(self, stride: tuple[int, int]) -> None:
+        """Raise UserError when the tiles are no whole latents of ``stride`` rows and columns of pixels."""
+        if any(n % s for n in (self.size, self.overlap) for s in stride):
+            raise UserError(
+                f"tiling: size {self.size} and overlap {self.overlap} must be multiples of the autoencoder's "
+                f"{max(stride)} pixels per latent"
+            )
+
 
 Span = tuple[int, int]
 
@@ -80,11 +88,7 @@ def tiled(coder: Coder, tiling: Tiling, stride: tuple[int, int], encode: bool) -
     The tiles of a chunk are coded one after another, each tile by a coder of its own that remembers its own past.
     Raises UserError when the tiles are no whole latents.
     """
-    if any(n % s for n in (tiling.size, tiling.overlap) for s in stride):
-        raise UserError(
-            f"tiling: size {tiling.size} and overlap {tiling.overlap} must be multiples of the autoencoder's "
-            f"{max(stride)} pixels per latent"
-        )
+    tiling.check(stride)
 
     def run(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         iterator = iter(pieces)

@@ -108,7 +108,7 @@ def open_clip_folder(tmp_path_factory):
 
 
 class WordStates:
-    """An encoder without weights: a word's states are drawn from its own text. Counts what it encodes."""
+    """An encoder without weights: a word's states are drawn from its own text."""
 
     name = "words"
     max_tokens = 64
@@ -116,10 +116,8 @@ class WordStates:
     def __init__(self, width=8, fingerprint="0" * 64):
         self.width = width
         self.fingerprint = fingerprint
-        self.calls = []
 
     def encode(self, captions):
-        self.calls.append(list(captions))
         return [self.states(caption) for caption in captions]
 
     def states(self, caption):

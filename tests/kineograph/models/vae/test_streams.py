@@ -70,6 +70,7 @@ def test_windows_of_a_coder_without_memory_give_the_whole(more, pieces, latents,
 def test_a_stream_is_exactly_what_the_whole_video_gives(name, make_vae, make_video):
     vae = make_vae(name)
     stride, side = vae.strides[0], vae.strides[1]
+    assert vae.streams_exactly or name == "patch_pca"
 
     @settings(deadline=None, max_examples=6)
     @given(st.integers(0, 11), st.integers(1, 4), st.integers(1, 4), lengths)

@@ -253,7 +253,7 @@ class TestPlan:
 
     def test_a_crop_smaller_than_a_latent_is_refused(self, dataset, tmp_path):
         with pytest.raises(UserError, match="smaller than a latent of 4x4 pixels"):
-            plan(config(crop={"size": [3, 3]}), dataset, tmp_path / "train")
+            plan(config(crop={"size": [3, 3]}, loss={}), dataset, tmp_path / "train")
 
     def test_patch_pca_is_not_trained(self, dataset, tmp_path):
         save_autoencoder(PatchPCA(PatchPCAConfig()), tmp_path / "pca")
