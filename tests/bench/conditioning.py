@@ -22,6 +22,8 @@ from pipelines.eval.truth import render_truth
 
 VIDEOS, SEED = 144, 0
 LEAST_RATIO = 0.9
+LEAST_FRAMES = 6
+"""Of 5 frames of truth the oracle tells the direction of 93%, of 6 frames that of all."""
 ASPECTS = ("colour", "direction")
 CLAIM = f"With frames given, colour and direction are right at least {LEAST_RATIO} times as often as from text alone"
 
@@ -85,9 +87,14 @@ def make(
 
 
 def graded_stretch(known: Sequence[int], frames: int) -> slice:
-    """From the first to the last frame that was made, and a given one on either side: they show whether motion goes on."""
+    """From the first to the last frame that was made, and a given one on either side: they show whether motion goes on.
+
+    More given ones where that is too short to be graded.
+    """
     made = [frame for frame in range(frames) if frame not in set(known)]
-    return slice(max(0, made[0] - 1), min(frames, made[-1] + 2))
+    start, stop = max(0, made[0] - 1), min(frames, made[-1] + 2)
+    start = max(0, min(start, stop - LEAST_FRAMES))
+    return slice(start, min(frames, max(stop, start + LEAST_FRAMES)))
 
 
 def accuracies(videos: np.ndarray, texts: Sequence[str]) -> dict[str, float]:
