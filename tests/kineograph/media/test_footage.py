@@ -122,7 +122,8 @@ def test_a_file_that_was_replaced_by_a_shorter_one_is_told(footage, tmp_path):
 
 def test_a_child_past_its_limits_is_a_fault(footage):
     confined = Footage(*list(vars(footage).values())[:-1], guard=GuardLimits(memory_bytes=1))
-    with pytest.raises(MediaFault, match="crashed"):
+    # Which one depends on what memory is asked for first, and on what the child's parent still has free.
+    with pytest.raises(MediaFault, match=r"crashed|too_large"):
         list(confined.frames(HEIGHT, WIDTH, FPS, 0, FRAMES))
 
 
