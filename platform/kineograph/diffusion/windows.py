@@ -119,7 +119,7 @@ def encoded(vae: Autoencoder, video: Tensor) -> Tensor:
 def decoded(vae: Autoencoder, latents: Tensor) -> Iterator[Tensor]:
     """The video of latents (B C T' H' W'), (B 3 t H W) at a time.
 
-    In chunks where they are the same to the bit, and in chunks and tiles where the autoencoder has a tiling; else whole.
+    In chunks where that changes nothing, and in chunks and tiles where the autoencoder has a tiling; else whole.
     """
     yield from vae.decode_stream([latents]) if _goes_in_pieces(vae) else [vae.decode(latents)]
 

@@ -37,7 +37,7 @@ class Autoencoder(nn.Module, ABC):
 
     @property
     def streams_exactly(self) -> bool:
-        """Whether a stream is, to the bit, what encode and decode give."""
+        """Whether a stream is what encode and decode give, but for rounding: coded with all that came before it."""
         return False
 
     @abstractmethod
