@@ -59,6 +59,8 @@ class ConditioningConfig(Config):
     rest | first frame, text; off: all frames at once."""
     tasks: TaskMix = TaskMix()
     """What is given of a video in training."""
+    image_fps: float = Field(0.0, ge=0)
+    """Frames per second that the model is told of an image; 120 in Open-Sora 1.2."""
 
     def check(self) -> None:
         """Raise ValueError when what sampling does is not trained."""
@@ -101,8 +103,8 @@ class DiffusionRecipe(TrainConfig):
     to which every frame is an image of its own."""
     start: str | None = None
     """A checkpoint or training run to fine-tune, such as one that 'kineo model import' wrote: its averaged weights, its
-    model, and where the recipe is silent its diffusion, vae, samples (steps, sampler, guidance) and
-    conditioning.factorised."""
+    model, and where the recipe is silent its diffusion, vae, samples (steps, sampler, guidance), and of conditioning
+    factorised and image_fps."""
     vae: Annotated[FittedVAE | FolderVAE, Field(discriminator="kind"), kind_unless_given("patch_pca")] = FittedVAE()
     """A patch-PCA autoencoder to fit, or {kind: folder, path: FOLDER}."""
     diffusion: Annotated[DiffusionConfig, kind_unless_given("flow")] = FlowConfig()

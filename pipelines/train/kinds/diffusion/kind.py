@@ -33,7 +33,7 @@ from pipelines.train.kinds.diffusion.autoencoder import (
 )
 from pipelines.train.kinds.diffusion.classes import check_classes, check_condition, knows_classes
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
-from pipelines.train.kinds.diffusion.objective import slot_losses
+from pipelines.train.kinds.diffusion.objective import no_tokens, slot_losses, told_fps
 from pipelines.train.kinds.diffusion.start import check_start, load_start, with_start
 from pipelines.train.kinds.diffusion.timesteps import Timesteps
 from pipelines.train.plan import Slot, StepPlan
@@ -127,7 +127,9 @@ class DiffusionKind(Kind[DiffusionRecipe]):
     def losses(self, model: Model, batch: Batch, slots: Sequence[Slot], plan: StepPlan) -> Losses:
         with torch.no_grad():
             latents = batch.latents(self.vae)
-        losses = slot_losses(self.process, self.timesteps, model, batch, latents, slots, self.config)
+        bare = getattr(model, "module", model)
+        without_caption = bare.without_caption if isinstance(bare, STDiT) else no_tokens
+        losses = slot_losses(self.process, self.timesteps, model, batch, latents, slots, self.config, without_caption)
         places = {slot: place for place, slot in enumerate(plan.slots)}
         self.timesteps.learn([places[slot] for slot in slots], len(plan.slots))
         return Losses(losses)
@@ -165,7 +167,7 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         for entries in self.dataset.held_out(config.clips):
             batch = loader.batch(entries).to(self.device)
             latents = batch.latents(self.vae)
-            conditions = (batch.text, batch.text_mask, batch.fps, batch.size)
+            conditions = (batch.text, batch.text_mask, told_fps(batch.fps, self.config), batch.size)
             ids = [e.clip_id for e in entries]
             rows.append(validation_losses(self.process, model, latents, *conditions, ids, config.timesteps))
         means = torch.cat(rows).mean(0).tolist()
@@ -194,6 +196,7 @@ class DiffusionKind(Kind[DiffusionRecipe]):
             "text_encoder": dataset.manifest.text_encoder.model_dump(),
             "buckets": [bucket.name for bucket in buckets],
             "fps": fps,
+            "image_fps": config.conditioning.image_fps,
             "sampling": Sampling(
                 steps=config.samples.steps,
                 sampler=config.samples.sampler,

@@ -15,6 +15,19 @@ from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 from pipelines.train.kinds.diffusion.timesteps import Timesteps
 from pipelines.train.plan import Slot
 
+WithoutCaption = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Text (B L width) and mask (B L) of captions to those that stand for them where they are left out."""
+
+
+def no_tokens(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A caption that is left out has no tokens."""
+    return text, torch.zeros_like(mask)
+
+
+def told_fps(fps: Tensor, config: DiffusionRecipe) -> Tensor:
+    """What the model is told of clips at ``fps`` (B): an image, at 0 in a dataset, is at the recipe's image_fps."""
+    return torch.where(fps > 0, fps, config.conditioning.image_fps)
+
 
 def slot_losses(
     process: Process,
@@ -24,6 +37,7 @@ def slot_losses(
     latents: Tensor,
     slots: Sequence[Slot],
     config: DiffusionRecipe,
+    without_caption: WithoutCaption = no_tokens,
 ) -> Tensor:
     """Loss of each clip (B) for latents (B C T H W).
 
@@ -34,7 +48,11 @@ def slot_losses(
     """
     keys = [(config.seed, slot.epoch, slot.clip.clip_id) for slot in slots]
     dropped = torch.tensor([uniform(*key, "caption") < config.conditioning.caption_drop for key in keys])
-    text_mask = batch.text_mask & ~dropped.to(latents.device)[:, None]
+    dropped = dropped.to(latents.device)[:, None]
+    left, left_mask = without_caption(batch.text, batch.text_mask)
+    text = torch.where(dropped[..., None], left, batch.text)
+    text_mask = torch.where(dropped, left_mask, batch.text_mask)
+    fps = told_fps(batch.fps, config)
     frames, pixels = latents.shape[2], int(batch.size[0].prod())
 
     def part(data: Tensor, purpose: str, given: Tensor) -> Tensor:
@@ -43,7 +61,7 @@ def slot_losses(
         drawn = timesteps.draw(normals, pixels, data.shape[2])
         timestep = hold_given(drawn.timesteps[:, None].expand_as(given), given)
         noisy = torch.where(given[:, None, :, None, None], data, process.add_noise(data, noise, timestep))
-        output = model(noisy, process.model_time(timestep), batch.text, text_mask, batch.fps, batch.size)
+        output = model(noisy, process.model_time(timestep), text, text_mask, fps, batch.size)
         losses = mean_over_asked(process.losses(output, data, noise, timestep), given)
         timesteps.tell(drawn.timesteps, losses)
         return drawn.weights * losses

@@ -23,15 +23,15 @@ def with_start(config: DiffusionRecipe) -> DiffusionRecipe:
     and sampling. Raises UserError when there is no such checkpoint, or the recipe wants another model."""
     if config.start is None:
         return config
-    if "model" in config.model_fields_set:
-        raise UserError("a recipe with 'start' has the model of its checkpoint: leave out 'model'")
     path = resolve_checkpoint(config.start)
     saved = read_config(path)
     if saved.get("kind") != "diffusion":
         raise UserError(f"start {path} is a checkpoint of kind {saved.get('kind')}, not of diffusion")
+    model = {key: value for key, value in saved["model"].items() if key not in OF_THE_DATA}
+    if "model" in config.model_fields_set and config.model.model_dump(mode="json") != model:
+        raise UserError("a recipe with 'start' has the model of its checkpoint: leave out 'model'")
     raw = config.model_dump(mode="json")
-    raw["start"] = str(path)
-    raw["model"] = {key: value for key, value in saved["model"].items() if key not in OF_THE_DATA}
+    raw["start"], raw["model"] = str(path), model
     if "diffusion" not in config.model_fields_set:
         raw["diffusion"] = saved["diffusion"]
     if "vae" not in config.model_fields_set:
@@ -39,7 +39,7 @@ def with_start(config: DiffusionRecipe) -> DiffusionRecipe:
     is_same_process = raw["diffusion"]["kind"] == saved["diffusion"].get("kind")
     sampling = saved.get("sampling", {})
     raw["samples"] = _samples(config.samples, sampling, is_same_process)
-    raw["conditioning"] = _conditioning(config.conditioning, sampling)
+    raw["conditioning"] = {"image_fps": saved.get("image_fps", 0.0), **_conditioning(config.conditioning, sampling)}
     return parse_config(raw, DiffusionRecipe, name=f"start {path}")
 
 

@@ -1,5 +1,7 @@
 """The loss: a sum over slots that does not know how many ranks there are, and what each clip draws."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,7 +64,29 @@ class Recorder:
 
     def __call__(self, x, timestep, text, text_mask, fps, size):
         self.calls.append((x, timestep, text_mask))
+        self.text, self.fps = text, fps
         return torch.zeros_like(x)
+
+
+def test_a_caption_that_is_left_out_is_what_the_model_says():
+    """Such as Open-Sora's: its null tokens, as many as the caption has."""
+    recorder, settings = Recorder(), config(conditioning={"caption_drop": 0.5})
+    process, clips = build_process(settings.diffusion), batch()
+    left = torch.full_like(clips.text, 7.0), clips.text_mask & (torch.arange(5) < 3)
+    timesteps = Timesteps(settings.diffusion, process)
+    slot_losses(process, timesteps, recorder, clips, LATENTS, plan().slots, settings, lambda text, mask: left)
+    dropped = recorder.calls[-1][2].sum(1) == 3
+    assert 0 < dropped.sum() < CLIPS
+    torch.testing.assert_close(recorder.text[dropped], left[0][dropped])
+    torch.testing.assert_close(recorder.text[~dropped], clips.text[~dropped])
+    assert recorder.calls[-1][2][~dropped].all()
+
+
+def test_an_image_is_told_the_frame_rate_of_the_recipe():
+    recorder, settings = Recorder(), config(conditioning={"image_fps": 120.0})
+    clips = replace(batch(1), fps=torch.tensor([0.0, 8.0] * 3 + [0.0]))
+    losses_of(recorder, clips, LATENTS[:, :, :1], plan().slots, settings)
+    assert recorder.fps.tolist() == [120.0, 8.0] * 3 + [120.0]
 
 
 def recorded(latents=LATENTS, epoch=0, seed=0, **conditioning):

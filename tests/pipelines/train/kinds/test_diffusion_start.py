@@ -71,6 +71,23 @@ def test_the_plan_knows_its_size(dataset, checkpoint, tmp_path):
     assert facts["parameters"] == sum(p.numel() for p in weights.parameters())
 
 
+def test_the_recipe_of_a_run_that_has_begun_is_taken_again(dataset, checkpoint, tmp_path):
+    """It names the checkpoint and holds its model."""
+    first = opened(dataset, tmp_path / "train", checkpoint, conditioning={"image_fps": 24.0})
+    written = first.config.model_dump(mode="json")
+    again = open_kind(parse_train_recipe(written), dataset, tmp_path / "train")
+    assert again.config == first.config
+    assert again.config.conditioning.image_fps == 24.0
+
+
+def test_it_tells_of_images_what_the_checkpoint_was_told(dataset, tmp_path):
+    kind = opened(dataset, tmp_path / "train", save(tmp_path / "start", image_fps=120.0))
+    assert kind.config.conditioning.image_fps == 120.0
+    kind.prepare()
+    rank = open_kind(parse_train_recipe(kind.config.model_dump(mode="json")), dataset, kind.run, on_rank=True)
+    assert rank.describe()["image_fps"] == 120.0
+
+
 def test_the_process_may_be_another(dataset, checkpoint, tmp_path):
     assert opened(dataset, tmp_path, checkpoint, diffusion={"shift": 7.0}).config.diffusion.shift == 7.0
 
