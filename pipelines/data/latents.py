@@ -33,7 +33,7 @@ Item = dict[str, Any]
 
 PATCH_PCA = "patch_pca"
 # Part of the keys of fitted autoencoders and of latents: raise it when their bytes change.
-LATENTS_VERSION = 1
+LATENTS_VERSION = 2
 
 
 class Latents(Config):

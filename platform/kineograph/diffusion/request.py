@@ -58,4 +58,4 @@ class Request:
     window: int | None = None
     """Frames made at once; None: as many as the model was trained on."""
     overlap: int | None = None
-    """Latent frames that a window shares with the one before; None: half of it, rounded down."""
+    """Latent frames that a window shares with the one before; None: half of it, rounded down, and 2 at least."""

@@ -27,11 +27,11 @@ from kineograph.diffusion.random import normal
 from kineograph.diffusion.request import MAX_FRAMES, Known, Request, Sampling, frames_in
 from kineograph.diffusion.samplers import sample
 from kineograph.diffusion.windows import (
+    Joiner,
     Window,
     block,
     decoded,
     encode_given,
-    frames_of,
     known_ending,
     known_latents,
     latents_of,
@@ -186,21 +186,16 @@ class TextToVideo:
         request = replace(request, known={n: _pad(frame, canvas) for n, frame in request.known.items()})
         stride = self.vae.strides[0]
         conditions = self._conditions(request, canvas)
-        carried: Tensor | None = None
-        done, last = 0, request.bucket.frames
+        joiner, left = Joiner(stride), request.bucket.frames
         windows = self.windows(request)
-        for number, window in enumerate(windows):
-            latents = self._sample_window(request, canvas, conditions, window, number, carried, on_step)
-            wanted = frames_of(windows[number + 1].given, stride) if number + 1 < len(windows) else 0
-            carried, first = None, window.start * stride
-            for frames in decoded(self.vae, latents):  # B 3 t H W
-                self._paste(frames, first, window, request.known)
-                fresh = frames[:, :, max(done - first, 0) : max(last - first, 0)]
-                carried = _last(carried, frames, wanted)
-                first += frames.shape[2]
-                done += fresh.shape[2]
-                if fresh.shape[2]:
-                    yield to_uint8(fresh[..., : request.bucket.height, : request.bucket.width]).cpu().numpy()
+        for number, (window, following) in enumerate(zip(windows, [*windows[1:], None], strict=True)):
+            latents = self._sample_window(request, canvas, conditions, window, number, joiner.carried, on_step)
+            pieces = self._decoded(latents, window, request.known)
+            for frames in joiner.join(pieces, window, following):
+                shown = frames[:, :, :left, : request.bucket.height, : request.bucket.width]
+                left -= shown.shape[2]
+                if shown.shape[2]:
+                    yield to_uint8(shown).cpu().numpy()
 
     def windows(self, request: Request) -> list[Window]:
         """The windows that :meth:`stream` makes. Raises UserError when an overlap does not fit, and for more than
@@ -224,7 +219,7 @@ class TextToVideo:
         ``overlap``."""
         trained = max((Bucket.parse(b).frames for b in self.config["buckets"]), default=1)
         latents = latents_of(window or trained, self.vae.strides[0])
-        return latents, max(1, latents // 2) if overlap is None else overlap
+        return latents, max(1, min(latents - 1, max(2, latents // 2))) if overlap is None else overlap
 
     def _canvas(self, bucket: Bucket) -> Bucket:
         """The size in whole latents that holds ``bucket``."""
@@ -313,15 +308,19 @@ class TextToVideo:
         rows = [normal(shape, purpose, seed, size, window) for seed in request.seeds]
         return torch.stack(rows).to(self.device)
 
-    def _paste(self, frames: Tensor, first: int, window: Window, known: Known) -> None:
-        """Put the known frames themselves where the autoencoder's version of them is: frames (B 3 t H W) in place, of
-        which the first is number ``first`` of the video."""
+    def _decoded(self, latents: Tensor, window: Window, known: Known) -> Iterator[Tensor]:
+        """The frames of a window's latents (B C T H W), (B 3 t H W) at a time, with the known frames themselves where the
+        autoencoder's version of them is."""
         stride = self.vae.strides[0]
-        held = range(first, first + frames.shape[2])
-        for latent in known_latents(Window(window.start, 0, window.length), known, stride):
-            for number in set(block(latent, window, stride)).intersection(held):
+        whole = known_latents(Window(window.start, 0, window.length), known, stride)
+        numbers = {number for latent in whole for number in block(latent, window, stride)}
+        first = window.start * stride
+        for frames in decoded(self.vae, latents):
+            for number in numbers.intersection(range(first, first + frames.shape[2])):
                 pixels = to_unit_range(torch.from_numpy(known[number])[..., None, :, :, :]).to(frames)  # (B) 3 1 H W
                 frames[:, :, number - first] = pixels.squeeze(-3)
+            yield frames
+            first += frames.shape[2]
 
 
 def _pad(frame: np.ndarray, canvas: Bucket) -> np.ndarray:
@@ -329,13 +328,6 @@ def _pad(frame: np.ndarray, canvas: Bucket) -> np.ndarray:
     height, width = frame.shape[-3:-1]
     missing = ((0, canvas.height - height), (0, canvas.width - width), (0, 0))
     return np.pad(frame, ((0, 0),) * (frame.ndim - 3) + missing, mode="edge")
-
-
-def _last(carried: Tensor | None, frames: Tensor, count: int) -> Tensor | None:
-    """The last ``count`` of the frames (B 3 t H W) carried and those behind them; None where none are wanted."""
-    if not count:
-        return None
-    return (frames if carried is None else torch.cat([carried, frames], dim=2))[:, :, -count:]
 
 
 def _with_conditions(model: nn.Module, conditions: tuple[Tensor, ...]) -> Model:

@@ -1,4 +1,5 @@
-"""Long videos: windows over the latent frames that overlap, each sampled with the end of the one before it given.
+"""Long videos: windows over the latent frames that overlap. Of what a window shares with the one before it, the first
+frames are given, and the last latent is made once more and cross-faded: what meets at a boundary was made together.
 
 A video has 1 + k·stride frames: latent frame 0 is its first frame, latent j ≥ 1 the frames 1 + (j - 1)·stride .. j·stride.
 A window that starts at latent s has its first frame, number s·stride, as a latent of its own, and from there its latents
@@ -7,7 +8,7 @@ are those of the video. So what is carried over is decoded and encoded again fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +21,18 @@ from kineograph.models.vae import Autoencoder, to_unit_range
 
 @dataclass(frozen=True)
 class Window:
-    """Latent frames ``start`` .. ``start + length`` of a video; the first ``given`` come from the window before."""
+    """Latent frames ``start`` .. ``start + length`` of a video; the first ``given`` come from the window before, and the
+    next ``blended`` are cross-faded from it."""
 
     start: int
     given: int
     length: int
+    blended: int = 0
 
 
 def plan_windows(latents: int, window: int, overlap: int, ending: int = 0) -> Iterator[Window]:
-    """Windows of at most ``window`` that cover ``latents`` latent frames, sharing ``overlap`` (the last one: more).
+    """Windows of at most ``window`` that cover ``latents`` latent frames, sharing ``overlap`` (the last one: more). Where
+    they share several, the last of those is cross-faded and the others are given.
 
     The last ``ending`` latent frames are known: all of them are in the last window, which then shares so few that at least
     one is left to lead there. Raises ValueError unless 1 <= overlap < window, and where the ending does not fit.
@@ -41,16 +45,21 @@ def plan_windows(latents: int, window: int, overlap: int, ending: int = 0) -> It
     if ending:
         if window < ending + 2:
             raise ValueError(f"before {ending} known latent frames at its end a window needs at least 2 more")
-        given = min(overlap, window - ending - 1)
-        yield from plan_windows(latents - window + given, window, overlap)
-        yield Window(latents - window, given, window)
+        shared = min(overlap, window - ending - 1)
+        yield from plan_windows(latents - window + shared, window, overlap)
+        yield _following(latents - window, shared, window)
         return
     yield Window(0, 0, window)
     end = window
     while end < latents:
         start = min(end - overlap, latents - window)
-        yield Window(start, end - start, window)
+        yield _following(start, end - start, window)
         end = start + window
+
+
+def _following(start: int, shared: int, length: int) -> Window:
+    blended = 1 if shared > 1 else 0
+    return Window(start, shared - blended, length, blended)
 
 
 def frames_of(latents: int, stride: int) -> int:
@@ -108,6 +117,54 @@ def encode_given(
         latents[:, :, run[0] : run[-1] + 1] = encoded(vae, video)[:, :, 0 if run[0] == 0 else 1 :]
         mask[:, run[0] : run[-1] + 1] = True
     return latents, mask
+
+
+class Joiner:
+    """Joins the frames of windows to one video, in order."""
+
+    def __init__(self, stride: int) -> None:
+        self._stride = stride
+        self._tail: Tensor | None = None
+        """The frames from number ``_done`` on that the window before made and the next one cross-fades."""
+        self._done = 0
+        self.carried: Tensor | None = None
+        """The last frames (B 3 frames H W) before the tail, as many as the next window is given."""
+
+    def join(self, pieces: Iterable[Tensor], window: Window, following: Window | None) -> Iterator[Tensor]:
+        """The frames of ``window``, which come in pieces (B 3 t H W), that are new and that the ``following`` window, if
+        any, does not change."""
+        first, stride = window.start * self._stride, self._stride
+        last, wanted = first + frames_of(window.length, stride), 0
+        if following is not None:
+            last, wanted = last - stride * following.blended, frames_of(following.given, stride)
+        tail, start = self._tail, self._done
+        self._tail = self.carried = None
+        for frames in pieces:
+            if tail is not None:
+                frames = _cross_faded(tail, frames, start - first)
+            settled, open_end = frames.tensor_split([max(last - first, 0)], dim=2)
+            self._tail = _joined(self._tail, open_end)
+            self.carried = _joined(self.carried, settled)[:, :, -wanted:] if wanted else None
+            fresh = settled[:, :, max(self._done - first, 0) :]
+            first += frames.shape[2]
+            self._done += fresh.shape[2]
+            if fresh.shape[2]:
+                yield fresh
+
+
+def _cross_faded(tail: Tensor, frames: Tensor, at: int) -> Tensor:
+    """``frames`` (B 3 t H W), led over to linearly from ``tail``, which begins at frame ``at`` of them, be it outside."""
+    length = tail.shape[2]
+    low, high = max(at, 0), min(at + length, frames.shape[2])
+    if low >= high:
+        return frames
+    weight = torch.arange(low - at + 1, high - at + 1).to(frames) / (length + 1)
+    faded = torch.lerp(tail[:, :, low - at : high - at], frames[:, :, low:high], weight[:, None, None])
+    return torch.cat([frames[:, :, :low], faded, frames[:, :, high:]], dim=2)
+
+
+def _joined(before: Tensor | None, frames: Tensor) -> Tensor:
+    return frames if before is None else torch.cat([before, frames], dim=2)
 
 
 def encoded(vae: Autoencoder, video: Tensor) -> Tensor:

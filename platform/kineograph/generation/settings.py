@@ -85,7 +85,7 @@ class Settings(Config):
     window: int | None = Field(None, ge=1)
     """Frames made at once; none: as many as the model was trained on."""
     overlap: int | None = Field(None, ge=1)
-    """Frames shared by windows that follow each other; none: half a window."""
+    """Frames shared by windows that follow each other; none: half a window, and two latents at least."""
     given: GivenFiles = GivenFiles()
 
     @property

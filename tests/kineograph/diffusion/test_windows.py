@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kineograph.diffusion.windows import (
+    Joiner,
     Window,
     block,
     encode_given,
@@ -38,7 +39,7 @@ class TestPlan:
     @quick
     @given(plan=plans())
     def test_covers_every_latent_once(self, plan):
-        made = [w.start + j for w in plan_windows(*plan) for j in range(w.given, w.length)]
+        made = [w.start + j for w in plan_windows(*plan) for j in range(w.given + w.blended, w.length)]
         assert made == list(range(plan[0]))
 
     @quick
@@ -50,14 +51,15 @@ class TestPlan:
         before = first
         for window in others:
             assert window.length == length
-            assert window.given == before.start + before.length - window.start
-            assert window.given == overlap if window is not others[-1] else overlap <= window.given < length
+            shared = before.start + before.length - window.start
+            assert shared == overlap if window is not others[-1] else overlap <= shared < length
+            assert (window.given, window.blended) == ((shared - 1, 1) if shared > 1 else (1, 0))
             before = window
 
     def test_of_a_minute_is_long_and_even(self):
         plan = list(plan_windows(361, 5, 2))
         assert len(plan) == 120
-        assert {w.given for w in plan[1:-1]} == {2}
+        assert {(w.given, w.blended) for w in plan[1:-1]} == {(1, 1)}
 
     @pytest.mark.parametrize("overlap", [0, 5, 6, -1])
     def test_with_an_overlap_that_does_not_fit_is_refused(self, overlap):
@@ -66,6 +68,34 @@ class TestPlan:
 
     def test_of_one_window_needs_no_overlap(self):
         assert list(plan_windows(5, 5, 0)) == [Window(0, 0, 5)]
+
+
+class TestJoining:
+    @quick
+    @given(plan=plans(), stride=strides, data=st.data())
+    def test_windows_cut_from_a_video_give_the_video(self, plan, stride, data):
+        windows = list(plan_windows(*plan))
+        video = torch.arange(frames_of(plan[0], stride)).view(1, 1, -1, 1, 1).double()
+        joiner, joined = Joiner(stride), []
+        for window, following in zip(windows, [*windows[1:], None], strict=True):
+            start = window.start * stride
+            if window.given:
+                given = video[:, :, start : start + frames_of(window.given, stride)]
+                assert torch.equal(joiner.carried, given)
+            made = video[:, :, start : start + frames_of(window.length, stride)]
+            pieces = made.split(data.draw(st.integers(1, made.shape[2])), dim=2)
+            joined += joiner.join(pieces, window, following)
+        assert torch.equal(torch.cat(joined, dim=2), video)
+
+    @quick
+    @given(size=st.integers(1, 17))
+    def test_two_windows_are_led_over_into_one_another(self, size):
+        """Each of three latents of four frames; the last of the first is the next's second."""
+        windows, joiner, joined = list(plan_windows(4, 3, 2)), Joiner(4), []
+        for value, (window, following) in enumerate(zip(windows, [windows[1], None], strict=True)):
+            joined += joiner.join(torch.full((1, 1, 9, 1, 1), float(value)).split(size, dim=2), window, following)
+        expected = torch.tensor([0.0] * 5 + [0.2, 0.4, 0.6, 0.8] + [1.0] * 4)
+        torch.testing.assert_close(torch.cat(joined, dim=2).flatten(), expected)
 
 
 class TestFramesAndLatents:

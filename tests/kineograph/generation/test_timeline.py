@@ -60,7 +60,7 @@ def test_the_model_sees_whole_latents_and_always_has_something_to_lead_with(aske
     last = windows[-1]
     free = last.length - last.given - len(known_latents(last, seen, stride))
     assert free >= 1  # what is made last is made with the end in sight
-    covered = [latent for w in windows for latent in range(w.start + w.given, w.start + w.length)]
+    covered = [latent for w in windows for latent in range(w.start + w.given + w.blended, w.start + w.length)]
     assert covered == list(range(latents))
     assert all(w.length <= asked["window"] and (w.given > 0 or not i) for i, w in enumerate(windows))
 
@@ -97,5 +97,5 @@ def test_a_window_without_room_between_two_ends_is_a_users_error():
 def test_windows_before_a_known_end_overlap_as_asked(latents, window, overlap, ending):
     assume(overlap < window and ending + 2 <= window and ending < latents)
     windows = list(plan_windows(latents, window, overlap, ending))
-    assert all(w.given >= min(overlap, window - ending - 1) for w in windows[1:])
+    assert all(w.given + w.blended >= min(overlap, window - ending - 1) for w in windows[1:])
     assert windows[-1].start + windows[-1].length == latents

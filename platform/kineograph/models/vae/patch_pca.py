@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kineograph.errors import UserError
-from kineograph.models.patches import patchify, unpatchify
+from kineograph.models.patches import Patch, patchify, unpatchify
 from kineograph.models.vae.base import Autoencoder, AutoencoderConfig
-from kineograph.models.vae.streams import Coder, in_steps
+from kineograph.models.vae.streams import Coder, in_steps, regroup
 
 CHUNK = 8
 """Latent frames that a stream codes at a time."""
@@ -29,6 +29,10 @@ class PatchPCAConfig(AutoencoderConfig):
     """Frames per latent after the first frame, which is a latent of its own: a video has 1 + k·temporal_stride frames."""
     channels: int = Field(16, ge=1)
     """Principal components kept, at most 3·stride²."""
+    decoder_noise: float | None = Field(0.1, ge=0)
+    """Standard deviation of the errors in latents (of unit variance) that tubes are decoded to be best for: each by linear
+    regression on its own latent and those before and after it, so that tubes meet also where a model made them. 0 is best
+    for latents without errors; none decodes each alone, by its principal components."""
 
     @model_validator(mode="after")
     def _check(self) -> PatchPCAConfig:
@@ -89,6 +93,50 @@ class PCA(nn.Module):
         return z * self.scale @ self.components + self.mean
 
 
+class TubeDecoder(nn.Module):
+    """Tubes as a linear map of their latent and of those beside it, ``seen`` in all, the tube's own at place ``own``."""
+
+    def __init__(self, pca: PCA, seen: int, own: int) -> None:
+        super().__init__()
+        self.seen, self.own = seen, own
+        self.weight: Tensor
+        self.bias: Tensor
+        channels, size = pca.components.shape
+        self.register_buffer("weight", torch.zeros(seen * channels, size))
+        self.register_buffer("bias", torch.zeros(size))
+        self.as_components(pca)
+
+    def as_components(self, pca: PCA) -> None:
+        """Decode as ``pca`` does: each tube alone."""
+        channels = len(pca.components)
+        self.weight.zero_()[self.own * channels :][:channels] = pca.components * pca.scale
+        self.bias.copy_(pca.mean)
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]], noise: float) -> bool:
+        """Become the regression of tubes (N size) on latents (N seen·channels) that have errors of deviation ``noise``,
+        which is ridge regression (Bishop 1995, Training with Noise is Equivalent to Tikhonov Regularization). Stay as it
+        is, and return False, where there is none."""
+        wide, size = self.weight.shape
+        square = torch.zeros(1 + wide, 1 + wide, dtype=torch.float64)
+        product = torch.zeros(1 + wide, size, dtype=torch.float64)
+        for latents, tubes in batches:
+            x = torch.cat([torch.ones(len(latents), 1), latents], dim=1).double()
+            square += x.T @ x
+            product += x.T @ tubes.double()
+        count = float(square[0, 0])
+        if not count:
+            return False
+        square.diagonal()[1:] += count * noise**2
+        solved = torch.linalg.pinv(square / count, hermitian=True) @ product / count
+        self.bias.copy_(solved[0])
+        self.weight.copy_(solved[1:])
+        return True
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(... seen·channels) to (... size)."""
+        return latents @ self.weight + self.bias
+
+
 class PatchPCA(Autoencoder):
     """Principal components of pixel patches: of squares in the first frame, of tubes in the frames after it.
 
@@ -105,6 +153,8 @@ class PatchPCA(Autoencoder):
         patch_size = 3 * config.stride**2
         self.first = PCA(patch_size, config.channels)
         self.rest = PCA(patch_size * config.temporal_stride, config.channels)
+        self.inner = TubeDecoder(self.rest, seen=3, own=1)
+        self.last = TubeDecoder(self.rest, seen=2, own=1)
 
     def fit(self, videos: Iterable[Tensor]) -> float:
         """Fit to ``videos`` (each 3 T H W in [-1, 1]); return the share of variance kept, 0..1.
@@ -123,6 +173,7 @@ class PatchPCA(Autoencoder):
 
         kept = min(kept, self.rest.fit(patchify(v[None, :, 1:], self.strides).flatten(0, 2) for v in whole()))
         self._align(whole())
+        self._fit_decoders(whole)
         return kept
 
     @torch.no_grad()
@@ -139,15 +190,39 @@ class PatchPCA(Autoencoder):
         left, _, right = torch.linalg.svd(cross)
         self.rest.components.copy_((left @ right).T.to(self.rest.components) @ self.rest.components)
 
+    @torch.no_grad()
+    def _fit_decoders(self, videos: Callable[[], Iterable[Tensor]]) -> None:
+        """Fit what decodes tubes; the last of each video has none behind it."""
+        self.inner.as_components(self.rest)
+        self.last.as_components(self.rest)
+        noise = self.config.decoder_noise
+        if noise is None:
+            return
+
+        def rows(decoder: TubeDecoder) -> Iterator[tuple[Tensor, Tensor]]:
+            for video in videos():
+                latents = self.encode(video[None])
+                if latents.shape[2] < decoder.seen:
+                    continue
+                tubes = patchify(video[None, :, 1:], self.strides)  # 1 T S size
+                seen = _beside(latents, decoder.seen)
+                of = slice(-1, None) if decoder is self.last else slice(seen.shape[1])
+                yield seen[:, of].flatten(0, -2), tubes[:, of].flatten(0, -2)
+
+        self.last.fit(rows(self.last), noise)
+        if not self.inner.fit(rows(self.inner), noise):  # no video has two tubes: go without what is behind
+            self.inner.weight.zero_()[: len(self.last.weight)] = self.last.weight
+            self.inner.bias.copy_(self.last.bias)
+
     def encoder(self, whole: bool) -> Coder:
-        """See :class:`Autoencoder`. Patches are coded alone, so chunks and tiles change nothing."""
+        """See :class:`Autoencoder`. Patches are encoded alone, so chunks and tiles change nothing."""
         unit = self.strides[0]
         group = sys.maxsize if whole else unit * CHUNK
         return lambda pieces: in_steps(self._encode_chunk, pieces, group, unit)
 
     def decoder(self, whole: bool) -> Coder:
-        """See :class:`Autoencoder`."""
-        return lambda pieces: in_steps(self._decode_chunk, pieces, sys.maxsize if whole else CHUNK)
+        """See :class:`Autoencoder`. A tube waits for the latent behind it."""
+        return lambda pieces: self._decode_chunks(regroup(pieces, 1, sys.maxsize if whole else CHUNK))
 
     def _encode_chunk(self, frames: Tensor, is_first: bool) -> Tensor:
         """The first frame, or k·temporal_stride frames after it, to latents."""
@@ -156,11 +231,28 @@ class PatchPCA(Autoencoder):
         grid = t // tube[0], h // tube[1], w // tube[2]
         return unpatchify(pca.encode(patchify(frames, tube)), (1, 1, 1), grid)
 
-    def _decode_chunk(self, latents: Tensor, is_first: bool) -> Tensor:
-        t, h, w = latents.shape[2:]
-        pca, tube = (self.first, (1, *self.strides[1:])) if is_first else (self.rest, self.strides)
-        size = t * tube[0], h * tube[1], w * tube[2]
-        return unpatchify(pca.decode(patchify(latents, (1, 1, 1))), tube, size).clamp(-1, 1)
+    def _decode_chunks(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+        held = next(chunks)  # the latents that are seen again with the next chunk
+        rows, columns = held.shape[3:]
+
+        def frames(patches: Tensor, patch: Patch) -> Tensor:
+            """Frames (B 3 T H W) of patches (B t S size)."""
+            size = patches.shape[1] * patch[0], rows * patch[1], columns * patch[2]
+            return unpatchify(patches, patch, size).clamp(-1, 1)
+
+        yield frames(self.first.decode(_beside(held, 1)), (1, *self.strides[1:]))
+        for chunk in chunks:
+            held = torch.cat([held, chunk], dim=2)
+            if held.shape[2] > 2:
+                yield frames(self.inner(_beside(held, 3)), self.strides)
+                held = held[:, :, -2:]
+        if held.shape[2] > 1:
+            yield frames(self.last(_beside(held, 2)), self.strides)
+
+
+def _beside(latents: Tensor, seen: int) -> Tensor:
+    """Latents (B C T H W) with ``seen`` that follow each other beside one another: (B T-seen+1 S seen·C), S in places."""
+    return patchify(latents, (1, 1, 1)).unfold(1, seen, 1).transpose(-1, -2).flatten(-2)
 
 
 def _still(video: Tensor, frames: int) -> Tensor:

@@ -20,9 +20,10 @@ def fitted(videos=None, **config):
     return vae, vae.fit(clips() if videos is None else videos)
 
 
-def test_with_all_components_nothing_is_lost():
+@pytest.mark.parametrize("decoder_noise", [None, 0])
+def test_with_all_components_nothing_is_lost(decoder_noise):
     videos = clips()
-    vae, kept = fitted(videos, stride=2, temporal_stride=1, channels=12)
+    vae, kept = fitted(videos, stride=2, temporal_stride=1, channels=12, decoder_noise=decoder_noise)
     video = torch.stack(videos)
     assert kept == pytest.approx(1)
     torch.testing.assert_close(vae.decode(vae.encode(video)), video, atol=1e-4, rtol=0)
@@ -59,6 +60,46 @@ def test_the_first_frame_decodes_without_the_others():
     vae, _ = fitted()
     latents = vae.encode(torch.stack(clips(seed=1)))
     assert torch.equal(vae.decode(latents)[:, :, :1], vae.decode(latents[:, :, :1]))
+
+
+def error(vae, videos, noise=0.0):
+    """Mean squared error behind the first frames, of latents with errors of deviation ``noise``."""
+    video = torch.stack(videos)
+    latents = vae.encode(video)
+    latents = latents + noise * torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
+    return float((vae.decode(latents) - video)[:, :, 1:].square().mean())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("frames", [5, 9, 17])
+def test_a_decoder_is_the_best_for_the_noise_that_it_is_fitted_to(noise, frames):
+    videos = clips(count=40, frames=frames)
+    fits = (None, 0.0, 0.1, 0.3)
+    errors = {fit: error(fitted(videos, channels=6, decoder_noise=fit)[0], videos, noise) for fit in fits}
+    assert min(errors, key=errors.get) == noise
+
+
+def test_tubes_meet_where_latents_have_errors():
+    """At the boundary of the tubes frames differ as they do within them, where each decoded alone jumps."""
+    videos = clips(count=40, frames=17)
+    jumps = {}
+    for fit in (None, 0.1):
+        vae, _ = fitted(videos, channels=6, decoder_noise=fit)
+        latents = vae.encode(torch.stack(videos))
+        noise = 0.1 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
+        step = vae.decode(latents + noise).diff(dim=2).abs().mean((0, 1, 3, 4))
+        at = torch.tensor([n % 4 == 0 for n in range(16)])
+        at[0] = False  # the first frame is decoded alone
+        jumps[fit] = float(step[at].mean() / step[~at][1:].mean())
+    assert jumps[0.1] < 0.75 * jumps[None]
+
+
+def test_without_a_video_of_two_tubes_nothing_is_seen_behind_them():
+    vae, _ = fitted(clips(frames=5), channels=4)
+    latents = vae.encode(torch.stack(clips(frames=9, seed=1)))
+    changed = latents.clone()
+    changed[:, :, 2] += 1
+    torch.testing.assert_close(vae.decode(changed)[:, :, :5], vae.decode(latents)[:, :, :5])
 
 
 def test_no_turn_of_the_tubes_components_brings_them_nearer_to_the_frame_before():
