@@ -29,9 +29,9 @@ def measure(checkpoint: str | None = None) -> dict[str, Any]:
         path = Path(checkpoint) if checkpoint else _random_checkpoint(Path(folder))
         short = _generate(path, SHORT_S, Path(folder) / "short", bool(checkpoint))
         long = _generate(path, LONG_S, Path(folder) / "long", bool(checkpoint))
-        starts, ends = long.pop("seams")
+        at = long.pop("seams")
         videos = sorted((Path(folder) / "long").glob("*.mp4"))
-        seams = [judge_seams(frame_differences(video), starts, ends) for video in videos]
+        seams = [judge_seams(frame_differences(video), at) for video in videos]
         drift = {
             name: [pixels(video, start) for video in videos] for name, start in (("first", 0.0), ("last", LONG_S - 5))
         }
@@ -40,12 +40,10 @@ def measure(checkpoint: str | None = None) -> dict[str, Any]:
         f"peak memory {short['peak_mib']:.0f} MiB and {long['peak_mib']:.0f} MiB, ratio {ratio:.3f}; "
         f"{seams[0]['count']} seams in each of {len(videos)} videos"
     ]
-    for name, parts in (("begin", "begins"), ("end", "ends")):
-        told = ", ".join(f"{s[name]['mean']:.2f} ({s[name]['above']:.0%} above)" for s in seams)
-        said.append(f"where a window {parts} to be led over: {told}")
-    said.append(
-        "other frames: " + ", ".join(f"{s['others']['mean']:.2f}, 5% above {s['others']['p95']:.2f}" for s in seams)
-    )
+    told = ", ".join(f"{s['mean']:.2f} ({s['others']['mean']:.2f} at others)" for s in seams)
+    said.append(f"mean difference at them {told}")
+    told = ", ".join(f"{s['above']:.0%}" for s in seams)
+    said.append(f"above the 95th percentile of the others {told}")
     for name, rows in drift.items():
         told = ", ".join(f"{r['mean']:.0f} ± {r['std']:.0f}" for r in rows)
         said.append(f"pixels in the {name} 5 s {told}")
@@ -64,20 +62,17 @@ def measure(checkpoint: str | None = None) -> dict[str, Any]:
     }
 
 
-def judge_seams(differences: np.ndarray, starts: list[int], ends: list[int]) -> dict[str, Any]:
-    """How the differences (frames - 1,) to the frame before are at the frames with which the leading over from a window to
-    the next begins (``starts``) and with which it is over (``ends``, if not where another begins), and at all others."""
-    number = np.arange(1, len(differences) + 1)
-    begin = np.isin(number, starts)
-    end = np.isin(number, ends) & ~begin
-    others = differences[~begin & ~end]
-    p95 = float(np.quantile(others, 0.95))
-    found: dict[str, Any] = {"count": int(begin.sum()), "others": {"mean": float(others.mean()), "p95": p95}}
-    for name, at in (("begin", begin), ("end", end)):
-        chosen = differences[at] if at.any() else differences[begin]
-        found[name] = {"mean": float(chosen.mean()), "above": float((chosen > p95).mean())}
-    found["within"] = max(found["begin"]["mean"], found["end"]["mean"]) <= p95
-    return found
+def judge_seams(differences: np.ndarray, seams: list[int]) -> dict[str, Any]:
+    """How the differences (frames - 1,) to the frame before are at the frames ``seams``, and at all others."""
+    at = np.isin(np.arange(1, len(differences) + 1), seams)
+    others, p95 = differences[~at], float(np.quantile(differences[~at], 0.95))
+    return {
+        "count": int(at.sum()),
+        "mean": float(differences[at].mean()),
+        "above": float((differences[at] > p95).mean()),
+        "others": {"mean": float(others.mean()), "p95": p95},
+        "within": bool(differences[at].mean() <= p95),
+    }
 
 
 def frame_differences(path: Path) -> np.ndarray:
@@ -139,9 +134,10 @@ def child(checkpoint: str, seconds: str, out: str, weights: str) -> None:
     bucket = model.bucket_for(None, float(seconds), FPS)
     windows = model.windows(model.request(PROMPTS[:1], [0], bucket, FPS))
     stride = model.vae.strides[0]
-    starts = [(window.start + window.given - 1) * stride + 1 for window in windows[1:]]
-    ends = [(window.start + window.given + window.blended - 1) * stride + 1 for window in windows[1:]]
-    facts = {"peak_mib": int(peak_kib.split()[1]) / 1024, "windows": len(windows), "seams": [starts, ends]}
+    # Where the leading over from a window to the next begins, and where it is over.
+    shared = {latent for w in windows[1:] for latent in (w.start + w.given, w.start + w.given + w.blended)}
+    seams = sorted((latent - 1) * stride + 1 for latent in shared)
+    facts = {"peak_mib": int(peak_kib.split()[1]) / 1024, "windows": len(windows), "seams": seams}
     print(json.dumps(facts))
 
 
