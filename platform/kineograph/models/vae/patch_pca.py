@@ -94,11 +94,12 @@ class PCA(nn.Module):
 
 
 class TubeDecoder(nn.Module):
-    """Tubes as a linear map of their latent and of those beside it, ``seen`` in all, the tube's own at place ``own``."""
+    """Tubes as a linear map of their latent and of those beside it: the one before, its own, and the one behind, of which the
+    first ``seen``."""
 
-    def __init__(self, pca: PCA, seen: int, own: int) -> None:
+    def __init__(self, pca: PCA, seen: int) -> None:
         super().__init__()
-        self.seen, self.own = seen, own
+        self.seen = seen
         self.weight: Tensor
         self.bias: Tensor
         channels, size = pca.components.shape
@@ -109,7 +110,7 @@ class TubeDecoder(nn.Module):
     def as_components(self, pca: PCA) -> None:
         """Decode as ``pca`` does: each tube alone."""
         channels = len(pca.components)
-        self.weight.zero_()[self.own * channels :][:channels] = pca.components * pca.scale
+        self.weight.zero_()[channels : 2 * channels] = pca.components * pca.scale
         self.bias.copy_(pca.mean)
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]], noise: float) -> bool:
@@ -153,8 +154,8 @@ class PatchPCA(Autoencoder):
         patch_size = 3 * config.stride**2
         self.first = PCA(patch_size, config.channels)
         self.rest = PCA(patch_size * config.temporal_stride, config.channels)
-        self.inner = TubeDecoder(self.rest, seen=3, own=1)
-        self.last = TubeDecoder(self.rest, seen=2, own=1)
+        self.inner = TubeDecoder(self.rest, seen=3)
+        self.last = TubeDecoder(self.rest, seen=2)
 
     def fit(self, videos: Iterable[Tensor]) -> float:
         """Fit to ``videos`` (each 3 T H W in [-1, 1]); return the share of variance kept, 0..1.
