@@ -94,8 +94,7 @@ class PCA(nn.Module):
 
 
 class TubeDecoder(nn.Module):
-    """Tubes as a linear map of their latent and of those beside it: the one before, its own, and the one behind, of which the
-    first ``seen``."""
+    """Tubes as a linear map of the first ``seen`` of three latents: the one before, their own, and the one behind."""
 
     def __init__(self, pca: PCA, seen: int) -> None:
         super().__init__()
