@@ -89,7 +89,7 @@ size_and_length = _grouped(
         "--overlap",
         type=click.IntRange(1),
         metavar="FRAMES",
-        help="Shared by one window and the next.  [default: half a window]",
+        help="Shared by one window and the next.  [default: half a window, two latents at least]",
     ),
 )
 

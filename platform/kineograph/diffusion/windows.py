@@ -99,7 +99,8 @@ def encode_given(
 ) -> tuple[Tensor, Tensor]:
     """Latents of ``shape`` (B C T H W) with what is given in its places, and the mask (B T) of it.
 
-    ``carried`` (B 3 frames H W) in [-1, 1] are the last frames of the window before, as many as its latents hold.
+    ``carried`` (B 3 frames H W) in [-1, 1] are the last settled frames of the window before, as many as the
+    given latents hold.
     """
     stride = vae.strides[0]
     latents = torch.zeros(shape)

@@ -10,6 +10,8 @@ from torch import nn
 
 from kineograph.config import parse_config
 from kineograph.errors import UserError
+from kineograph.models.dit import DiTShape
+from kineograph.models.stdit import STDiTShape
 from kineograph.store.checkpoints import read_config, resolve_checkpoint
 from kineograph.store.manifest import AUTOENCODER_FOLDER, Manifest
 from pipelines.train.kinds.diffusion.config import ConditioningConfig, DiffusionRecipe, SampleConfig
@@ -28,7 +30,7 @@ def with_start(config: DiffusionRecipe) -> DiffusionRecipe:
     if saved.get("kind") != "diffusion":
         raise UserError(f"start {path} is a checkpoint of kind {saved.get('kind')}, not of diffusion")
     model = {key: value for key, value in saved["model"].items() if key not in OF_THE_DATA}
-    if "model" in config.model_fields_set and config.model.model_dump(mode="json") != model:
+    if "model" in config.model_fields_set and not _is_model(config.model, model):
         raise UserError("a recipe with 'start' has the model of its checkpoint: leave out 'model'")
     raw = config.model_dump(mode="json")
     raw["start"], raw["model"] = str(path), model
@@ -41,6 +43,11 @@ def with_start(config: DiffusionRecipe) -> DiffusionRecipe:
     raw["samples"] = _samples(config.samples, sampling, is_same_process)
     raw["conditioning"] = {"image_fps": saved.get("image_fps", 0.0), **_conditioning(config.conditioning, sampling)}
     return parse_config(raw, DiffusionRecipe, name=f"start {path}")
+
+
+def _is_model(shape: STDiTShape | DiTShape, saved: dict[str, Any]) -> bool:
+    """Whether ``saved``, of a checkpoint that may be older than some keys, is ``shape``."""
+    return saved.get("kind") == shape.kind and type(shape).model_validate(saved) == shape
 
 
 def _samples(config: SampleConfig, sampling: dict[str, Any], is_same_process: bool) -> dict[str, Any]:

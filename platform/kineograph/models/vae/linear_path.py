@@ -37,8 +37,10 @@ class LinearPath(nn.Module):
         than once."""
         stride = self.strides[1]
         most = 3 * stride**2  # components that a square has
-        config = PatchPCAConfig(stride=stride, temporal_stride=self.strides[0], channels=min(self.channels, most))
-        pca = PatchPCA(config)
+        channels = min(self.channels, most)
+        pca = PatchPCA(
+            PatchPCAConfig(stride=stride, temporal_stride=self.strides[0], channels=channels, decoder_noise=None)
+        )
         pca.fit(videos)
         _take(pca.first, self.encode_first, self.decode_first)
         if self.encode_rest is not None and self.decode_rest is not None:

@@ -127,7 +127,7 @@ class TubeDecoder(nn.Module):
         if not count:
             return False
         square.diagonal()[1:] += count * noise**2
-        solved = torch.linalg.pinv(square / count, hermitian=True) @ product / count
+        solved = torch.linalg.pinv(square / count, rtol=1e-10, hermitian=True) @ product / count
         self.bias.copy_(solved[0])
         self.weight.copy_(solved[1:])
         return True
@@ -173,7 +173,7 @@ class PatchPCA(Autoencoder):
 
         kept = min(kept, self.rest.fit(patchify(v[None, :, 1:], self.strides).flatten(0, 2) for v in whole()))
         self._align(whole())
-        self._fit_decoders(whole)
+        self._fit_decoders(whole if has_motion else None)
         return kept
 
     @torch.no_grad()
@@ -191,12 +191,13 @@ class PatchPCA(Autoencoder):
         self.rest.components.copy_((left @ right).T.to(self.rest.components) @ self.rest.components)
 
     @torch.no_grad()
-    def _fit_decoders(self, videos: Callable[[], Iterable[Tensor]]) -> None:
-        """Fit what decodes tubes; the last of each video has none behind it."""
+    def _fit_decoders(self, videos: Callable[[], Iterable[Tensor]] | None) -> None:
+        """Fit what decodes tubes; the last of each video has none behind it. Without videos each is decoded alone: stills
+        would teach that latents beside each other say the same."""
         self.inner.as_components(self.rest)
         self.last.as_components(self.rest)
         noise = self.config.decoder_noise
-        if noise is None:
+        if noise is None or videos is None:
             return
 
         def rows(decoder: TubeDecoder) -> Iterator[tuple[Tensor, Tensor]]:

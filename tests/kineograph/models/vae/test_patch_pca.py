@@ -79,6 +79,15 @@ def test_a_decoder_is_the_best_for_the_noise_that_it_is_fitted_to(noise, frames)
     assert min(errors, key=errors.get) == noise
 
 
+@pytest.mark.parametrize("frames", [1, 9])
+def test_stills_fit_a_decoder_that_does_not_blow_up(frames):
+    """Their latents beside each other are equal but for rounding."""
+    stills = [v[:, :1].expand(-1, frames, -1, -1) for v in clips(count=20)]
+    moving = clips(count=6, seed=7)
+    alone, beside = (error(fitted(stills, channels=6, decoder_noise=n)[0], moving) for n in (None, 0.0))
+    assert beside <= (1.001 if frames == 1 else 3) * alone
+
+
 def test_tubes_meet_where_latents_have_errors():
     """At the boundary of the tubes frames differ as they do within them, where each decoded alone jumps."""
     videos = clips(count=40, frames=17)

@@ -80,6 +80,17 @@ def test_the_recipe_of_a_run_that_has_begun_is_taken_again(dataset, checkpoint, 
     assert again.config.conditioning.image_fps == 24.0
 
 
+def test_the_recipe_of_a_run_from_an_older_checkpoint_is_taken_again(dataset, tmp_path):
+    """One whose model lacks a key that has a default."""
+    model = STDiTConfig(in_channels=6, text_width=384, width=32, depth=2, heads=2, qk_norm="none").model_dump(
+        mode="json"
+    )
+    model.pop("remodulate_given")
+    first = opened(dataset, tmp_path / "train", save(tmp_path / "start", model=model))
+    again = open_kind(parse_train_recipe(first.config.model_dump(mode="json")), dataset, tmp_path / "train")
+    assert again.config == first.config
+
+
 def test_it_tells_of_images_what_the_checkpoint_was_told(dataset, tmp_path):
     kind = opened(dataset, tmp_path / "train", save(tmp_path / "start", image_fps=120.0))
     assert kind.config.conditioning.image_fps == 120.0
