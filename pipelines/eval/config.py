@@ -12,7 +12,7 @@ class Validation(Config):
     """Flow loss on clips that training held out; needs the curation run (--data)."""
 
     clips: int = Field(256, ge=0)
-    """Held-out clips used, at most; 0 measures no loss."""
+    """Held-out clips used of each bucket, at most; 0 measures no loss. Training validates on the same ones."""
     timesteps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """Where the loss is measured, 0 = data, 1 = noise."""
 

@@ -23,7 +23,7 @@ from kineograph.store.commit import write_bytes, write_json, write_text
 from kineograph.store.loader import ClipLoader
 from kineograph.store.manifest import SUCCESS_NAME
 from kineograph.store.shards import ShardReader
-from kineograph.store.split import split_validation
+from kineograph.store.split import held_out_clips
 from kineograph.synth.oracle import expected
 from kineograph.tracking import log_scores
 from pipelines.eval.config import EvalConfig
@@ -215,8 +215,8 @@ def _validate(found: Evaluation, generator: TextToVideo, reader: ShardReader | N
         return
     if reader.manifest.digest != generator.config.get("manifest_digest"):
         found.notes.append("the validation loss is on another dataset version than the one trained on")
-    _, held_out = split_validation(reader.index(), float(generator.config["validation_share"]))
-    clips = sorted(held_out, key=lambda clip: clip.clip_id)[: config.validation.clips]
+    held_out = held_out_clips(reader, float(generator.config["validation_share"]), config.validation.clips)
+    clips = [clip for some in held_out.values() for clip in some]
     if not clips:
         found.notes.append("no validation loss: the dataset holds no clip out of training")
         return

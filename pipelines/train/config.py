@@ -9,6 +9,13 @@ from typing import Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from kineograph.config import Config
+from kineograph.models.execution import ExecutionConfig
+from pipelines.train.loading.config import LoadingConfig
+from pipelines.train.optimizer import DeepSpeedConfig, OptimizerConfig
+from pipelines.train.plan.costs import CostConfig
+from pipelines.train.plan.plan import BatchConfig
+from pipelines.train.saving.config import CheckpointConfig
+from pipelines.train.workers import WorkersConfig
 
 
 def kind_unless_given(kind: str) -> BeforeValidator:
@@ -41,41 +48,15 @@ def preset_or_keys(presets: Mapping[str, Config], default: str) -> BeforeValidat
     return BeforeValidator(complete)
 
 
-class DataConfig(Config):
+class DataConfig(LoadingConfig):
     """What is read and how."""
 
     run: str | None = None
-    """The curation run; --data gives it too."""
+    """The curation run, a directory or a URL such as s3://bucket/run; --data gives it too."""
     validation_share: float = Field(0.05, ge=0, lt=1)
     """Share of sources, 0..1, kept out of training for validation."""
-    cache_mib: int = Field(1024, ge=0)
-    """Decoded clips a worker keeps in memory, MiB."""
-
-
-class BatchConfig(Config):
-    """Clips per optimizer step, over all workers together."""
-
-    videos: int = Field(32, ge=1)
-    """Clips in a step of a video bucket."""
-    images: int = Field(32, ge=1)
-    """Images in a step of an image bucket."""
-
-
-class OptimizerConfig(Config):
-    """AdamW with linear warm-up."""
-
-    lr: float = Field(1e-4, gt=0)
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(50, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: down to final_ratio·lr at the last step, or flat."""
-    final_ratio: float = Field(0.05, ge=0, le=1)
-    clip_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    """Decay per step of the weights' moving average; shorter at the start: min(decay, (1 + step) / (10 + step))."""
+    shuffle_groups: int = Field(32, ge=1)
+    """Row groups of a bucket whose clips are shuffled together: more mix better, and are held in memory as files."""
 
 
 class ValidationConfig(Config):
@@ -87,38 +68,17 @@ class ValidationConfig(Config):
     """Held-out clips used of each bucket, at most."""
 
 
-class CheckpointConfig(Config):
-    """When the state is saved and how much of it is kept."""
-
-    every: int = Field(500, ge=1)
-    """Steps between checkpoints; the last step is always saved."""
-    keep: int = Field(2, ge=1)
-    """Newest checkpoints kept."""
-
-
-class WorkersConfig(Config):
-    """What Ray Train starts."""
-
-    count: int = Field(1, ge=1)
-    """Training workers (ranks)."""
-    cpus: float = Field(1, gt=0)
-    """CPUs reserved for each; also its number of torch threads."""
-    gpu: bool = False
-    """One GPU for each."""
-    zero_stage: Literal[0, 1, 2] = 2
-    """DeepSpeed ZeRO: 1 shards the optimizer's state, 2 the gradients too. In bf16 0 is 1."""
-    max_failures: int = Field(2, ge=0)
-    """How often the group is restarted from its last checkpoint after a worker died."""
-
-
 class TrackingConfig(Config):
-    """Where MLflow is."""
+    """Where MLflow is, and what is told."""
 
     experiment: str = "kineograph"
     uri: str | None = None
     """Tracking URI; none: MLFLOW_TRACKING_URI if set, else sqlite in mlflow.db beside the run directory."""
     log_every: int = Field(10, ge=1)
     """Steps between logged metrics."""
+    profile: tuple[int, ...] = ()
+    """Steps of which a profiler's trace is written, RUN/profile/step-….json for Perfetto; `touch RUN/profile-next`
+    asks for the next step."""
 
 
 class TrainConfig(Config):
@@ -131,9 +91,13 @@ class TrainConfig(Config):
     steps: int = Field(ge=1)
     """Optimizer steps in all."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes matrix products in bf16; weights, gradients, sums and norms are fp32."""
     data: DataConfig = DataConfig()
     batch: BatchConfig = BatchConfig()
+    costs: CostConfig = CostConfig()
+    execution: ExecutionConfig = ExecutionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     workers: WorkersConfig = WorkersConfig()
@@ -143,7 +107,4 @@ class TrainConfig(Config):
     def _check(self) -> TrainConfig:
         if self.optimizer.warmup_steps >= self.steps:
             raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below steps {self.steps}")
-        for name, clips in (("videos", self.batch.videos), ("images", self.batch.images)):
-            if clips < self.workers.count:
-                raise ValueError(f"batch.{name} {clips} is less than one clip for each of {self.workers.count} workers")
         return self

@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 import json
-import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from kineograph.models.execution import recompute_factor
+from kineograph.models.flops import peak_flops
+from kineograph.progress import say
 from kineograph.store.checkpoints import step_of
 from kineograph.store.commit import write_json, write_text
 from kineograph.tracking import Tracker, default_uri
-from pipelines.train.checkpoint import Average
-from pipelines.train.kinds.base import Kind
-from pipelines.train.plan import StepPlan
+from pipelines.train.kinds.base import Findings, Kind
+from pipelines.train.system import system_metrics
 
 METRICS = "metrics.jsonl"
 STATE = "train.json"
 
 
+@dataclass(frozen=True)
+class StepFacts:
+    """One step, over all ranks."""
+
+    step: int
+    """Steps done, this one among them."""
+    means: dict[str, float]
+    """Of the loss, its parts and what the kind tells."""
+    clips: int
+    fingerprint: str
+    """Of which clips they were (Totals.clips)."""
+    tokens: int
+    flops: float
+    gradient_norm: float
+    lr: float
+    is_skipped: bool
+    """Whether the gradient was not finite, and nothing was learned."""
+    balance: dict[str, float]
+    """Modelled time of the slowest rank over the mean of all, less 1: of the step, and where ranks wait in every round."""
+    took_s: float
+    waited_s: float
+    """Of them for data, on rank 0."""
+    damaged: list[str] = field(default_factory=list)
+    """Clips that rank 0 left out, and why."""
+
+
 class Observer:
     """Records a run from ``step`` on. ``mlflow`` says where: {uri, run_id}."""
 
-    def __init__(self, kind: Kind[Any], step: int) -> None:
+    def __init__(self, kind: Kind[Any], step: int, world: int) -> None:
         self.run, self.config, self.kind = kind.run, kind.config, kind
-        self._window: list[dict[str, float]] = []
+        self._window: list[StepFacts] = []
+        self._skipped, self._damaged = 0, 0
+        device = kind.device
+        self._peak = world * peak_flops(device, self.config.precision)
+        self._recompute = recompute_factor(self.config.execution)
         self._drop_metrics_after(step)
         self.tracker = Tracker.start(
             self.config.tracking.uri or default_uri(self.run),
@@ -34,77 +64,76 @@ class Observer:
             read_state(self.run).get("mlflow", {}).get("run_id"),
             run_dir=self.run,
         )
-        self._write_state("running", step=step)
+        starts = read_state(self.run).get("starts", 0) + 1
+        self.write(status="running", step=step, starts=starts, workers=world)
         if step == 0:
             self.tracker.log_params(self.config.model_dump(mode="json"))
             dataset = kind.dataset
             self.tracker.log_dataset("training", dataset.manifest.digest, str(dataset.reader.run))
-        self._model = kind.build().eval()
-        self.tracker.set_tags(
-            {"kind": self.config.kind, "parameters": sum(p.numel() for p in self._model.parameters())}
-        )
+        self.tracker.log_metrics({"workers": world, "starts": starts}, step)
 
     @property
     def mlflow(self) -> dict[str, Any]:
         return {"uri": self.tracker.uri, "run_id": self.tracker.run_id}
 
-    def after_step(self, plan: StepPlan, metrics: dict[str, float], took_s: float, waited_s: float) -> None:
+    def after_step(self, facts: StepFacts) -> None:
         """Count one step; every tracking.log_every steps the means over them are written."""
-        step = plan.step + 1
-        media = "image" if plan.bucket.is_image else "video"
-        rates = {
-            "took_s": took_s,
-            "waited_s": waited_s,
-            "clips": len(plan.slots),
-            "tokens": self.kind.tokens(plan),
-        }
-        self._window.append({**metrics, f"loss_{media}": metrics["loss"], **{f"_{k}": v for k, v in rates.items()}})
-        if step % self.config.tracking.log_every == 0 or step == self.config.steps:
+        self._window.append(facts)
+        self._skipped += facts.is_skipped
+        self._damaged += len(facts.damaged)
+        for line in facts.damaged:
+            say(line)
+        if facts.is_skipped:
+            say(f"step {facts.step} is skipped: its gradient is not finite")
+        if facts.step % self.config.tracking.log_every == 0 or facts.step == self.config.steps:
             means = self._means()
             with open(self.run / METRICS, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **means}) + "\n")
-            self.tracker.log_metrics(means, step)
+                file.write(json.dumps({"step": facts.step, "clips": facts.fingerprint, **means}) + "\n")
+            self.tracker.log_metrics({**means, **system_metrics(self.run, self.kind.device)}, facts.step)
             self._window.clear()
 
-    def look_if_due(self, step: int, average: Average) -> None:
-        """Look at the averaged model where the kind says so: validate, sample."""
-        looks = self.kind.looks(step)
-        if not looks:
-            return
-        self._model.load_state_dict(average.state())
-        self._model.to(self.kind.device)
-        for look in looks:
-            found = look(self._model)
-            if found.metrics:
-                self.tracker.log_metrics(found.metrics, step)
-                self._write_state("running", validation={"step": step, **found.metrics})
-            for path in found.files:
-                self.tracker.log_file(path, path.parent.relative_to(self.run).as_posix())
-            for name, image in found.images.items():
-                self.tracker.log_image(name, image, step)
-        self._model.cpu()
+    def looked(self, found: Findings, step: int) -> None:
+        """A look at the averaged model after ``step`` steps found something."""
+        if found.metrics:
+            self.tracker.log_metrics(found.metrics, step)
+            self.write(validation={"step": step, **found.metrics})
+        for path in found.files:
+            self.tracker.log_file(path, path.parent.relative_to(self.run).as_posix())
+        for name, image in found.images.items():
+            self.tracker.log_image(name, image, step)
 
     def saved(self, folder: Path) -> None:
         """A checkpoint stands."""
-        self._write_state("running", step=step_of(folder))
-        self.tracker.set_tags({"checkpoint": str(folder)})
+        self.tracker.set_tags({"checkpoint": str(folder), "checkpoint.step": step_of(folder)})
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, step: int) -> None:
+        """The end: FINISHED, FAILED or KILLED after ``step`` steps."""
         self.tracker.finish(status)
-        self._write_state(status.lower(), **({"step": self.config.steps} if status == "FINISHED" else {}))
+        self.write(status=status.lower(), step=step)
+
+    def write(self, **facts: Any) -> None:
+        """Set facts in train.json."""
+        write_state(self.run, {"steps": self.config.steps, "mlflow": self.mlflow, **facts})
 
     def _means(self) -> dict[str, float]:
-        names = dict.fromkeys(n for row in self._window for n in row)
-        sums = {n: [row[n] for row in self._window if n in row] for n in names}
-        took = sum(sums["_took_s"])
-        means = {n: sum(v) / len(v) for n, v in sums.items() if not n.startswith("_")}
+        """Over the window: of what a step has, the mean over the steps that have it."""
+        window = self._window
+        numbers = [{**f.means, "gradient_norm": f.gradient_norm, **f.balance} for f in window]
+        names = dict.fromkeys(n for row in numbers for n in row)
+        kept = {n: [row[n] for row in numbers if n in row] for n in names}
+        took = sum(f.took_s for f in window)
+        mfu = sum(f.flops for f in window) / took / self._peak
         return {
-            **means,
-            "clips_per_s": sum(sums["_clips"]) / took,
-            "tokens_per_s": sum(sums["_tokens"]) / took,
-            "step_s": took / len(self._window),
-            "data_wait_share": sum(sums["_waited_s"]) / took,
-            "memory_gib": psutil.Process(os.getpid()).memory_info().rss / 2**30,
+            **{n: sum(values) / len(values) for n, values in kept.items()},
+            "learning_rate": window[-1].lr,
+            "clips_per_s": sum(f.clips for f in window) / took,
+            "tokens_per_s": sum(f.tokens for f in window) / took,
+            "step_s": took / len(window),
+            "data_wait_share": sum(f.waited_s for f in window) / took,
+            "mfu": mfu,
+            "hfu": mfu * self._recompute,
+            "skipped_steps": self._skipped,
+            "damaged_clips": self._damaged,
         }
 
     def _drop_metrics_after(self, step: int) -> None:
@@ -114,10 +143,6 @@ class Observer:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_text(path, "".join(kept))
-
-    def _write_state(self, status: str, **facts: Any) -> None:
-        state = {"status": status, "steps": self.config.steps, "mlflow": self.mlflow, **facts}
-        write_state(self.run, state)
 
 
 def read_state(run: Path) -> dict[str, Any]:

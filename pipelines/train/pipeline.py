@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from kineograph.progress import Progress, say
 from kineograph.ray_session import start_ray
 from kineograph.store.checkpoints import CHECKPOINTS, latest_checkpoint, read_config, step_of
 from kineograph.store.commit import remove_leftovers, write_text
+from kineograph.store.places import is_url
 from pipelines.train.config import TrainConfig
+from pipelines.train.costs import keep_costs, kept_costs
 from pipelines.train.kinds.base import Kind, changed_since
 from pipelines.train.observer import METRICS, read_state
+from pipelines.train.plan.simulate import simulate
 from pipelines.train.preflight import preflight, preflight_text
 from pipelines.train.registry import open_kind
 
@@ -24,40 +28,86 @@ def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict
     """Train on the curation run ``data`` (else the recipe's) into ``out``, from its last checkpoint if it has one.
 
     Returns where the checkpoint and the MLflow run are. Raises UserError when the request is wrong, Failure when the
-    work failed; checkpoints are kept either way.
+    work failed, Stopped when it was asked to stop; checkpoints are kept in any case.
     """
     run = Path(out).resolve()
     check_run_directory(run)
-    kind = open_kind(config, dataset_folder(config, data), run)
+    kind = open_kind(config, dataset_place(config, data), run)
     done = check_resume(kind)
+    if done >= config.steps:
+        say(preflight_text(preflight(kind)))
+        say(f"{run} has its {config.steps} steps already; give more with --set steps=N")
+        return result(kind)
+    kind.check()
+    run.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(run)
+    write_text(run / "recipe.yaml", dump_yaml(kind.config))
+    if not done:
+        kind.prepare()
+    kind = _with_costs(kind)
     facts = preflight(kind)
     say(preflight_text(facts))
-    if done < config.steps:
-        run.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(run)
-        write_text(run / "recipe.yaml", dump_yaml(kind.config))
-        write_text(run / "plan.json", json.dumps(facts, indent=2))
-        if not done:
-            kind.prepare()
-        kind.dataset.reader.close()
-        _run(kind, done)
-    else:
-        say(f"{run} has its {config.steps} steps already; give more with --set steps=N")
+    write_text(run / "plan.json", json.dumps(facts, indent=2))
+    _run(kind, done)
     return result(kind)
 
 
-def plan(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict[str, Any]:
-    """What :func:`train` would train, in numbers. Raises UserError as it would; writes nothing."""
+def plan(
+    config: TrainConfig, data: str | Path | None, out: str | Path, worlds: Sequence[int] = (), steps: int = 1000
+) -> dict[str, Any]:
+    """What :func:`train` would train, in numbers, and how ``steps`` steps would be dealt to numbers of ranks, ``worlds``.
+
+    Raises UserError as it would; writes nothing.
+    """
     run = Path(out).resolve()
-    return preflight(open_kind(config, dataset_folder(config, data), run))
+    kind = open_kind(config, dataset_place(config, data), run)
+    facts = preflight(kind)
+    if worlds:
+        facts["balance"] = [simulation(kind, ranks, steps) for ranks in worlds]
+    return facts
 
 
-def dataset_folder(config: TrainConfig, data: str | Path | None) -> Path:
-    """The curation run to train on. Raises UserError when neither the caller nor the recipe names one."""
+def simulation(kind: Kind[Any], ranks: int, steps: int) -> dict[str, Any]:
+    """How the first ``steps`` steps would be dealt to ``ranks``. Raises UserError where they have too few clips."""
+    costs, tokens = kind.costs, {bucket: kind.tokens(bucket) for bucket in kind.plan.buckets}
+    replicas = max(1, ranks // kind.config.workers.sequence_parallel)
+    return {
+        **simulate(kind.plan, costs.model, replicas, steps, costs.most, kind.needs_all_ranks, tokens),
+        "ranks": ranks,
+    }
+
+
+def _with_costs(kind: Kind[Any]) -> Kind[Any]:
+    """The kind with the costs that its run keeps, which are measured now if the recipe wants that."""
+    if kept_costs(kind.run) is None:
+        if kind.config.costs.source == "measured":
+            from pipelines.train.measuring import measure_worker
+            from pipelines.train.ray_trainer import run_once
+
+            say("measuring what clips take")
+            start_ray()
+            run_once(measure_worker, _job(kind), kind.config.workers)
+        else:
+            keep_costs(kind.run, kind.costs.model, kind.costs.source)
+    return open_kind(kind.config, kind.reader.run, kind.run)
+
+
+def _job(kind: Kind[Any]) -> dict[str, Any]:
+    """What a worker is told."""
+    return {
+        "config": kind.config.model_dump(mode="json"),
+        "run": str(kind.run),
+        "data": str(kind.reader.run),
+    }
+
+
+def dataset_place(config: TrainConfig, data: str | Path | None) -> str:
+    """The curation run to train on, a folder or a URL. Raises UserError when neither the caller nor the recipe names
+    one."""
     source = data or config.data.run
     if source is None:
         raise UserError("no dataset: give --data RUN, or 'data.run:' in the recipe")
-    return Path(source).resolve()
+    return str(source) if is_url(source) else str(Path(source).resolve())
 
 
 def check_run_directory(run: Path) -> None:
@@ -94,16 +144,11 @@ def _run(kind: Kind[Any], done: int) -> None:
     workers = kind.config.workers
     say(f"starting {workers.count} workers" + (f" at step {done}" if done else ""))
     start_ray()
-    job = {
-        "config": kind.config.model_dump(mode="json"),
-        "run": str(kind.run),
-        "data": str(kind.dataset.reader.run),
-    }
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(kind, done, stop), daemon=True)
     follower.start()
     try:
-        run_workers(job, workers, kind.run)
+        run_workers(_job(kind), workers, kind.run)
     finally:
         stop.set()
         follower.join()
@@ -128,7 +173,13 @@ def _follow(kind: Kind[Any], done: int, stop: threading.Event) -> None:
 def progress_note(headline: tuple[str, ...], metrics: dict[str, float]) -> str:
     """The metrics that matter for a kind, and how fast it goes."""
     shown = [f"{name} {metrics[name]:.4g}" for name in headline if name in metrics]
-    return "  ".join([*shown, f"{metrics['clips_per_s']:.0f} clips/s", f"wait {metrics['data_wait_share']:.0%}"])
+    skipped = [f"skipped {metrics['skipped_steps']:.0f}"] if metrics.get("skipped_steps") else []
+    rates = [
+        f"{metrics['clips_per_s']:.0f} clips/s",
+        f"MFU {metrics['mfu']:.0%}",
+        f"wait {metrics['data_wait_share']:.0%}",
+    ]
+    return "  ".join([*shown, *rates, *skipped])
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:

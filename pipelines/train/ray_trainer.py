@@ -1,81 +1,275 @@
-"""The only file that knows Ray Train: start the workers, restart them when one dies, hand back the error that matters."""
+"""The only file that knows Ray Train: start the workers, start them again when one dies, return the error that matters."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
+import ray
 import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from kineograph.errors import Failure, KineographError, UserError
 from kineograph.progress import say
-from pipelines.train.config import WorkersConfig
+from pipelines.train.watch.restarts import Cause, GroupFailure, Restarts, read_restarts, saved_steps
+from pipelines.train.watch.stop import StopRequest, stopped, stopped_by_signals
+from pipelines.train.workers import WorkersConfig
+
+CONSEQUENCES = ("gloo", "NCCL", "Connection", "Broken pipe", "TCPStore", "Socket")
+"""Words of errors that a rank gets when another one is gone."""
+SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "low on memory")
 
 
-def run_workers(job: dict[str, Any], workers: WorkersConfig, run: Path) -> None:
-    """Run ``loop.train_worker(job)`` on ``workers.count`` ranks; Ray must be up. Raises Failure when they fail."""
+def run_workers(
+    job: dict[str, Any], workers: WorkersConfig, run: Path, work: Callable[[dict[str, Any]], None] | None = None
+) -> None:
+    """Run ``work(job)``, which is loop.train_worker, on ``workers.count`` ranks until it is done; Ray must be up.
+
+    ``run`` is seen by all machines. Raises Failure when the workers fail for good, Stopped when they left because a
+    signal to this process, or RUN/stop, asked them to.
+    """
     if not os.environ.get("RAY_ADDRESS"):  # a cluster may have nodes to come
         check_room(workers, ray.cluster_resources())
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=workers.gpu,
-            # A rank computes all the time: it gets its CPUs for itself.
-            resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(run.resolve()),
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-            callbacks=[Announcer(workers.max_failures)],
-            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # errors are raised, or announced
-        ),
-    )
+    StopRequest(run).take_back()  # of an earlier start
+    fitting = Fitting(_trainer(work or _train, job, workers, run))
+    restarts = len(read_restarts(run))
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+        with stopped_by_signals(run), _environment(workers), redirect_stdout(cast(TextIO, Aside())):
+            fitting.start()
+            while fitting.is_alive():
+                fitting.join(0.2)
+                for restart in read_restarts(run)[restarts:]:
+                    say(str(restart))
+                    restarts += 1
+    except BaseException:
+        ray.shutdown()  # at once: whoever trains here is ended with it
+        raise
+    left_at = StopRequest(run).facts().get("step")
+    if left_at is not None or (fitting.error is not None and StopRequest(run).is_set()):
+        raise stopped(run, saved_steps(run) if left_at is None else left_at)
+    StopRequest(run).take_back()  # it came when all was done
+    if isinstance(fitting.error, ray.train.TrainingFailedError):
+        raise _as_ours(fitting.error) from fitting.error
+    if fitting.error is not None:
+        raise fitting.error
+
+
+def run_once(task: Callable[[dict[str, Any]], None], job: dict[str, Any], workers: WorkersConfig) -> None:
+    """Run ``task(job)`` in a process with what one worker has, and wait for it. Raises Failure when it fails."""
+    remote = ray.remote(num_cpus=workers.cpus, num_gpus=int(workers.gpu), max_retries=0)(task)
+    try:
+        ray.get(remote.remote(job))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, KineographError):
+            raise error.cause from error
+        raise Failure(f"measuring failed: {_one_line(error.cause)[-300:]}") from error
+
+
+class Fitting(threading.Thread):
+    """``trainer.fit()`` beside the main thread, which so hears signals, and keeps Ray from answering them."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._trainer = trainer
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # noqa: BLE001  the main thread raises it
+            self.error = error
+
+
+class Aside:
+    """Where what Ray prints goes: to stderr, the driver's stdout is for its facts. A death is announced by us."""
+
+    def __init__(self) -> None:
+        self._is_dropped = False
+
+    def write(self, text: str) -> int:
+        """What ``print`` writes: a line, then its end."""
+        if text != "\n":
+            self._is_dropped = "(raylet)" in text and "died or was killed" in text
+        return len(text) if self._is_dropped else sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """What stderr holds back."""
+        sys.stderr.flush()
 
 
 def check_room(workers: WorkersConfig, have: Mapping[str, float]) -> None:
     """Raise UserError when ``have`` (Ray's resources) can never hold the workers: Ray would wait for ever."""
-    cpus, gpus = workers.count * workers.cpus, workers.count * workers.gpu
-    for need, unit, name in ((cpus, "CPU", "workers.count or workers.cpus"), (gpus, "GPU", "workers.count")):
+    fewest = workers.fewest
+    key = "count" if workers.least is None else "least"
+    needs = (
+        (fewest * workers.cpus, "CPU", f"workers.{key} or workers.cpus"),
+        (fewest * workers.gpu, "GPU", f"workers.{key}"),
+    )
+    for need, unit, name in needs:
         if need > have.get(unit, 0):
             raise UserError(
-                f"{workers.count} workers need {need:g} {unit}s and this machine has {have.get(unit, 0):g}: lower {name}"
+                f"{fewest} workers need {need:g} {unit}s and this machine has {have.get(unit, 0):g}: lower {name}"
             )
 
 
-def _worker(job: dict[str, Any]) -> None:
+def _trainer(
+    work: Callable[[dict[str, Any]], None], job: dict[str, Any], workers: WorkersConfig, run: Path
+) -> TorchTrainer:
+    scaling = ray.train.ScalingConfig(
+        num_workers=workers.count if workers.fewest == workers.count else (workers.fewest, workers.count),
+        elastic_resize_monitor_interval_s=workers.room_every_s,
+        use_gpu=workers.gpu,
+        # A rank computes all the time: it gets its CPUs for itself.
+        resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.gpu else {})},
+    )
+    return Trainer(
+        work,
+        train_loop_config=job,
+        torch_config=ProcessGroup(
+            backend="nccl" if workers.gpu else "gloo", timeout_s=round(workers.collective_timeout_s)
+        ),
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(run.resolve()),
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # errors are raised, or announced
+        ),
+        policies={
+            "failure_policy": Answer(Restarts(run, workers.max_failures)),
+            **({"scaling_policy": Multiples(scaling, workers.sequence_parallel)} if scaling.elasticity_enabled else {}),
+        },
+    )
+
+
+def _train(job: dict[str, Any]) -> None:
     os.dup2(2, 1)  # what libraries print here is a log: the driver's stdout is for its facts
     from pipelines.train.loop import train_worker
 
     train_worker(job)
 
 
-class Announcer(ray.train.UserCallback):
-    """Says that a worker died and what happens then. Lives in Ray Train's controller, whose stderr is the driver's."""
+@contextmanager
+def _environment(workers: WorkersConfig) -> Iterator[None]:
+    """What Ray Train takes from the environment alone, while the block lasts."""
+    settings = {
+        # Workers are asked so often whether they live; it takes each of them, and Ray's controller, a millisecond.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": min(2.0, 0.25 + workers.count / 100),
+        # A process that does not answer: the ranks notice it first, unless there is but one.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": workers.hang_timeout_s + 10,
+    }
+    if workers.fewest < workers.count:
+        # Ray may think for a while that a lost machine is there: then it asks again how many workers there is room for.
+        settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = 10
+    missing = {name: str(value) for name, value in settings.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
-    def __init__(self, restarts: int) -> None:
+
+class Trainer(TorchTrainer):
+    """Ray Train's, with policies of ours: its own counts all failures of a run, however much was done between them."""
+
+    def __init__(self, *arguments: Any, policies: Mapping[str, Any], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._policies = policies
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**parts, **self._policies})
+
+
+class ProcessGroup(TorchConfig):
+    """torch.distributed as Ray Train sets it up, and not torn down: with a rank gone that may take for ever."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """The processes are ended next."""
+
+
+class Multiples(ElasticScalingPolicy):
+    """As many workers as there is room for, in multiples of ``of``."""
+
+    def __init__(self, scaling: ray.train.ScalingConfig, of: int) -> None:
+        super().__init__(scaling)
+        self._of = of
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        return self._rounded(super().make_decision_for_non_running_worker_group(), 0)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        return self._rounded(decision, worker_group_state.num_workers)
+
+    def _rounded(self, decision: ScalingDecision, running: int) -> ScalingDecision:
+        if not isinstance(decision, ResizeDecision):
+            return decision
+        workers = decision.num_workers // self._of * self._of
+        return NoopDecision() if workers == running else ResizeDecision(workers, decision.resources_per_worker)
+
+
+class Answer(FailurePolicy):
+    """Asks ``restarts`` after each failure. Lives in Ray Train's controller, on the driver's machine."""
+
+    def __init__(self, restarts: Restarts) -> None:
+        super().__init__(ray.train.FailureConfig(max_failures=-1))
         self._restarts = restarts
 
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        if self._restarts > 0:  # else the error is raised
-            self._restarts -= 1
-            rank, error = _first(worker_exceptions)
-            reason = "its process ended" if _is_death(error) else _one_line(error)
-            say(f"a training worker died (rank {rank}: {reason[:200]}); all start again from the last checkpoint")
+    def make_decision(self, training_failed_error: ray.train.TrainingFailedError) -> FailureDecision:
+        starts_again = self._restarts.after(explain(training_failed_error))
+        return FailureDecision.RETRY if starts_again else FailureDecision.RAISE
 
 
-def _cause(error: BaseException) -> KineographError:
+def explain(error: Exception) -> GroupFailure:
+    """What failed, in our words."""
+    if isinstance(error, ray.train.PreemptionError):
+        return GroupFailure("taken away", f"a machine is taken away (ranks {error.preemption_info.preempted_ranks})")
+    if isinstance(error, ray.train.ControllerError):
+        failure = error.controller_failure
+        if isinstance(failure, WorkerGroupStartupTimeoutError):
+            return GroupFailure("no room", f"there is no room for {failure.num_workers} workers now")
+        if isinstance(failure, WorkerGroupStartupFailedError):
+            return GroupFailure("start", "a training worker died while it started")
+        return GroupFailure("ours", _one_line(failure))
+    rank, first = _first(error.worker_failures)
+    reason = _one_line(first)
+    if _is_death(first):
+        reason = "its process ended"
+    elif _is_consequence(first):  # the worker that ended has not been noticed yet
+        reason = "it lost the connection to another one"
+    return GroupFailure(_cause_of(first), f"a training worker died (rank {rank}: {reason[:200]})", rank)
+
+
+def _cause_of(error: Exception) -> Cause:
+    if isinstance(error, KineographError):
+        return "ours"
+    if isinstance(error, ray.exceptions.RayActorError) and error.preempted:
+        return "taken away"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in SHORT_OF_MEMORY):
+        return "memory"
+    return "death" if _is_death(error) else "error"
+
+
+def _as_ours(error: BaseException) -> KineographError:
     """The error of a worker that matters, as one of ours."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
     if not failures:
@@ -107,7 +301,7 @@ def _original(failure: Exception) -> Exception:
 
 
 def _is_consequence(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in CONSEQUENCES)
 
 
 def _is_death(error: Exception) -> bool:

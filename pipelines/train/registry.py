@@ -38,6 +38,6 @@ def parse_train_recipe(raw: dict[str, Any], overrides: Iterable[str] = ()) -> Tr
     return parse_config(raw, KINDS[parse_config(raw, _AnyRecipe, overrides).kind].recipe, overrides)
 
 
-def open_kind(config: TrainConfig, data: Path, run: Path, on_rank: bool = False) -> Kind[Any]:
+def open_kind(config: TrainConfig, data: str | Path, run: Path, on_rank: bool = False) -> Kind[Any]:
     """What trains ``config`` on the curation run ``data``. Raises UserError when there is nothing to train on."""
     return KINDS[config.kind](config, data, run, on_rank)

@@ -19,6 +19,7 @@ NAMES = (
     "redecide",
     "kills",
     "training",
+    "gpu",
     "autoencoder",
     "hostile",
     "long_video",

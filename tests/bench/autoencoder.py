@@ -91,7 +91,7 @@ def _psnr(run: Path, data: Path) -> dict[str, list[float]]:
     found = defaultdict(list)
     with torch.inference_mode():
         for entry in reader.index():
-            video = loader.batch([entry]).video
+            video = loader.batch([entry]).pixels
             (source,) = reader.read([entry.address], ["source_id"])
             name = paths[source["source_id"]].stem
             found[name if name in FRAMES else "synthetic"].append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,21 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from kineograph.config import digest
-from kineograph.store.loader import ClipLoader
-from kineograph.store.shards import ClipEntry, ShardReader
+from kineograph.errors import UserError
+from kineograph.media.geometry import Bucket
+from kineograph.models.sequence import SequenceGroup
+from kineograph.store.shards import ShardReader
 from pipelines.train.config import TrainConfig
-from pipelines.train.dataset import open_dataset
-from pipelines.train.plan import Slot, StepPlan
+from pipelines.train.costs import Costs, choose_costs
+from pipelines.train.dataset import Dataset, Filter, open_dataset
+from pipelines.train.loading.decoding import Collate
+from pipelines.train.optimizer import freeze
+from pipelines.train.plan.plan import Slot, StepPlan, TrainingPlan, pack_sizes
 
 C = TypeVar("C", bound=TrainConfig)
+
+Sums = dict[str, tuple[Tensor, Tensor]]
+"""Name of a mean to the sum of its numbers and how many they are."""
 
 
 class Model(Protocol):
@@ -44,6 +52,8 @@ class Losses:
     """(B): what is minimised is its mean over the global batch."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Name to (B), without gradient: means that are logged. Every rank has the same names at the same step."""
+    means: Sums = field(default_factory=dict)
+    """Further means that are logged, of some of the batch's numbers; their names are among :meth:`Kind.mean_names`."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +75,29 @@ class Kind(ABC, Generic[C]):
     headline: ClassVar[tuple[str, ...]] = ("loss",)
     """Metrics that the progress line shows."""
 
-    def __init__(self, config: C, data: Path, run: Path, on_rank: bool = False) -> None:
+    needs_all_ranks: ClassVar[bool] = False
+    """Whether all ranks must be at the same clips' bucket at the same time, since the loss is worked out together."""
+
+    def __init__(self, config: C, data: str | Path, run: Path, on_rank: bool = False) -> None:
         """Plan over the clips of ``data``; ``on_rank`` the run is prepared. Raises UserError when there is nothing to train
         on."""
         self.config = config if on_rank else self.resolve(config)
         self.run, self.on_rank = run, on_rank
-        self.reader = ShardReader(data)
-        self.dataset = open_dataset(config, self.reader, self.choose)
+        self.reader = ShardReader(data, options=config.data.storage_options)
+        self.dataset: Dataset = open_dataset(self.config, self.reader, run, self.filter())
         self.device = torch.device("cpu")
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What micro-batches take: what the run was started with, else what the recipe says or FLOPs let expect."""
+        return choose_costs(self)
+
+    @cached_property
+    def plan(self) -> TrainingPlan:
+        """Which clips are in which step."""
+        config, index = self.config, self.dataset.index
+        sizes = pack_sizes(index.clips, config.batch, self.costs.model)
+        return TrainingPlan(index, config.seed, sizes, config.batch.packs, config.batch.mix, config.data.shuffle_groups)
 
     # In the driver, before the workers start.
 
@@ -81,9 +106,9 @@ class Kind(ABC, Generic[C]):
         """The recipe with what it leaves to other files; the ranks get it so. Raises UserError when they are not there."""
         return config
 
-    def choose(self, clips: list[ClipEntry]) -> list[ClipEntry]:
-        """The clips that can be used. By default all."""
-        return clips
+    def filter(self) -> Filter | None:
+        """Which clips can be used; none: all."""
+        return None
 
     @abstractmethod
     def check(self) -> None:
@@ -110,25 +135,66 @@ class Kind(ABC, Generic[C]):
     def start(self, model: nn.Module) -> None:
         """Make of a built model that of step 0, where its weights come from more than the seed."""
 
+    def count_parameters(self) -> tuple[int, int]:
+        """Of the model in all, and those of them that are trained."""
+        self.identity()  # what it reads from files is read before there is no device
+        with torch.device("meta"):
+            model = self.build()
+            plain = sum(p.numel() for p in model.parameters())
+            self.adapt(model)
+            freeze(model, self.config.optimizer.freeze)
+        return plain, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    @property
+    def replicas(self) -> int:
+        """Groups of ranks that have clips of their own."""
+        return self.config.workers.count // self.config.workers.sequence_parallel
+
+    def adapt(self, model: nn.Module) -> None:
+        """Put into a model, that of step 0 or of a checkpoint, what is trained in place of its weights, if anything."""
+
+    def check_sharing(self) -> None:
+        """Raise UserError where ranks cannot share the tokens of a clip."""
+        raise UserError(f"kind {self.config.kind} does not share the tokens of a clip: set workers.sequence_parallel=1")
+
+    def share_tokens(self, model: nn.Module, group: SequenceGroup | None) -> None:
+        """Have ``model`` spread the tokens of each clip over the ranks of ``group``."""
+        raise NotImplementedError
+
+    def plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of an adapted model as one of :meth:`build`."""
+        return state
+
     def place(self, device: torch.device) -> None:
         """Move what is used beside the model to ``device``."""
         self.device = device
 
-    @cached_property
-    def loader(self) -> ClipLoader:
-        """Of training clips."""
-        return ClipLoader(self.dataset.reader, self.config.data.cache_mib * 2**20)
+    @property
+    def reads_latents(self) -> bool:
+        """Whether latents are read of clips, and not videos."""
+        return False
 
-    def load(self, slots: Sequence[Slot]) -> OnDevice:
-        """The batch of ``slots``; called in a thread, ahead of its step."""
-        return self.loader.batch([slot.clip for slot in slots])
+    @abstractmethod
+    def collate(self) -> Collate:
+        """What makes a batch of clips."""
 
     @abstractmethod
     def losses(self, model: Model, batch: Any, slots: Sequence[Slot], plan: StepPlan) -> Losses:
-        """Losses of this rank's ``slots`` of ``plan``. Randomness depends on (seed, epoch, clip) of each slot alone.
+        """Losses of ``slots``, a micro-batch of ``plan``. Randomness depends on (seed, epoch, clip) of each slot alone.
 
-        What is trained beside the model takes its step here, over all ranks.
+        What is trained beside the model takes its step here, over all ranks, where :attr:`needs_all_ranks`.
         """
+
+    def mean_names(self) -> list[str]:
+        """Names of the means that :class:`Losses` may have."""
+        return []
+
+    def after_step(self, plan: StepPlan) -> None:
+        """Learn from the losses of all micro-batches of a step; called on every rank."""
+
+    @abstractmethod
+    def example(self, bucket: Bucket, clips: int) -> Any:
+        """A batch of made-up clips, on the CPU, to measure what a step of them takes."""
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
         """State beside the model: name of a safetensors file in the checkpoint to its tensors; equal on every rank."""
@@ -140,8 +206,14 @@ class Kind(ABC, Generic[C]):
     # On rank 0.
 
     @abstractmethod
-    def tokens(self, plan: StepPlan) -> int:
-        """Visual tokens of a step, over all ranks."""
+    def tokens(self, bucket: Bucket) -> int:
+        """Visual tokens of a clip."""
+
+    @abstractmethod
+    def flops(self, bucket: Bucket, means: Mapping[str, float] | None = None) -> float:
+        """Floating-point operations of training on a clip: forward and backward, a multiply-add counting 2.
+
+        ``means`` are of the step that the clip is in, as its losses told them; without them it is the most."""
 
     @abstractmethod
     def looks(self, step: int) -> list[Callable[[nn.Module], Findings]]:
@@ -149,7 +221,7 @@ class Kind(ABC, Generic[C]):
 
     def is_due(self, every: int, step: int) -> bool:
         """Whether something that is done every so many steps, 0 being an epoch, is done after ``step`` steps."""
-        return step == self.config.steps or step % (every or self.dataset.plan.cycle) == 0
+        return step == self.config.steps or step % (every or max(1, round(self.plan.steps_per_epoch))) == 0
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -208,4 +280,9 @@ def _leaves(parts: dict[str, Any]) -> dict[str, Any]:
 
 def plan_keys(config: TrainConfig) -> dict[str, Any]:
     """What the order of clips depends on, besides the manifest."""
-    return {"seed": config.seed, "validation_share": config.data.validation_share, **config.batch.model_dump()}
+    return {
+        "seed": config.seed,
+        "validation_share": config.data.validation_share,
+        "shuffle_groups": config.data.shuffle_groups,
+        **config.batch.of_the_plan(),
+    }

@@ -30,7 +30,7 @@ from kineograph.models.layers import (
     modulate,
     pack_tokens,
 )
-from kineograph.models.patches import padded_size, patchify, unpatchify
+from kineograph.models.patches import patchify, unpatchify
 from kineograph.models.positions import (
     Grid,
     grid_coordinates,
@@ -40,6 +40,7 @@ from kineograph.models.positions import (
     sincos_1d,
     sincos_2d,
 )
+from kineograph.models.sequence import SequenceGroup, TokenShards, own_parts
 from kineograph.models.text_norm import TextNorm
 
 Axis = Literal["space", "time", "full"]
@@ -146,24 +147,32 @@ class STDiTBlock(nn.Module):
         self.modulation = nn.Parameter(torch.randn(modulations(config, axes), width) / width**0.5)  # adaLN-single
 
     def forward(
-        self, x: Tensor, shared: Tensor, text: PackedTokens, angles: Angles, frame_code: Tensor | None = None
+        self,
+        x: Tensor,
+        shared: Tensor,
+        text: PackedTokens,
+        angles: Angles,
+        frame_code: Tensor | None = None,
+        shards: TokenShards | None = None,
     ) -> Tensor:
         """x (B T S D); ``shared`` (B T k D) is the modulation that all blocks share, to which each adds its own;
-        ``frame_code`` (T D) is for plain_time's first block."""
+        ``frame_code`` (T D) is for plain_time's first block. With ``shards`` x is the part of the tokens that the first
+        axis needs, and what comes out that of the last; all else is whole."""
         modulation = (shared + self.modulation).unsqueeze(3)  # B T k 1 D
-        parts = list(modulation.unbind(2))  # k times B T 1 D
-        gate = parts[2]
-        for axis in self.axes:
-            attention = self.attention[axis]
-            if axis == "time" and self.plain_time:
+        parts = modulation.unbind(2)  # k times B T 1 D
+        for number, axis in enumerate(self.axes):
+            if shards is not None and number > 0:
+                x = shards.turn(x, axis)
+            is_plain = axis == "time" and self.plain_time
+            first = 0 if is_plain else 3 * number
+            shift, scale, gate = own_parts(parts[first : first + 3], axis, shards)
+            if is_plain:
                 y = x if frame_code is None else x + frame_code[:, None]
             else:
-                shift, scale, gate = parts[:3]
-                del parts[:3]
                 y = modulate(layer_norm(x), shift, scale)
-            x = x + gate * _along(axis, attention, y, angles)
+            x = x + gate * _along(axis, self.attention[axis], y, angles)
         x = x + self.cross(x.flatten(1, 2), text).view_as(x)
-        shift, scale, gate = parts
+        shift, scale, gate = own_parts(parts[-3:], self.axes[-1], shards)
         return x + gate * self.mlp(modulate(layer_norm(x), shift, scale))
 
 
@@ -198,6 +207,7 @@ class STDiT(nn.Module):
     def __init__(self, config: STDiTConfig) -> None:
         super().__init__()
         self.config = config
+        self._sequence: SequenceGroup | None = None
         width, axes = config.width, block_axes(config)
         patch_volume = math.prod(config.patch)
         self.embed_patches = nn.Linear(config.in_channels * patch_volume, width)
@@ -242,6 +252,21 @@ class STDiT(nn.Module):
             assert isinstance(block, STDiTBlock)
             nn.init.zeros_(block.cross.out.weight)
 
+    @property
+    def sequence(self) -> SequenceGroup | None:
+        """The ranks that share the tokens of a batch (sequence.py), which each of them is given whole, and of which each
+        gives the whole output; None where this rank has all of them. Raises ValueError for the full layout."""
+        return self._sequence
+
+    @sequence.setter
+    def sequence(self, group: SequenceGroup | None) -> None:
+        if group is not None and self.config.layout == "full":
+            raise ValueError(
+                "ranks cannot share tokens in the full layout, where each attends to all: set workers.sequence_parallel=1 "
+                "or the layout to joined or alternating"
+            )
+        self._sequence = group
+
     def forward(
         self, latents: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor, fps: Tensor, size: Tensor
     ) -> Tensor:
@@ -251,21 +276,48 @@ class STDiT(nn.Module):
         ``text_mask`` (B L) True on tokens, a row without tokens meaning "no caption"; fps (B) frames per second, 0 for
         images; size (B 2) height and width of the video in pixels.
         """
-        patch = self.config.patch
-        frames, padded_height, padded_width = padded_size((latents.shape[2], latents.shape[3], latents.shape[4]), patch)
-        grid = padded_height // patch[1], padded_width // patch[2]
-        rows, columns = self._coordinates(grid, latents, size)
+        given = (latents, timestep, text, text_mask, fps, size)
+        if self.sequence is None:
+            return self._predict(*given)
+        frames, (height, width) = latents.shape[2], self._grid(latents)
+        if self.sequence.is_for_clips(len(latents), frames, height * width):
+            return self.sequence.run_by_clips(self._predict, given)
+        return self._predict(*given, TokenShards(self.sequence, frames, height * width))
+
+    def _grid(self, latents: Tensor) -> tuple[int, int]:
+        """Patches in a column and in a row."""
+        height, width = latents.shape[3:]
+        _, rows, columns = self.config.patch
+        return -(-height // rows), -(-width // columns)
+
+    def _predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        fps: Tensor,
+        size: Tensor,
+        shards: TokenShards | None = None,
+    ) -> Tensor:
+        """As :meth:`forward`, all on this rank, or with ``shards`` together with others."""
+        patch, frames = self.config.patch, latents.shape[2]
+        rows, columns = self._coordinates(self._grid(latents), latents, size)
         places = sincos_2d(rows, columns, self.config.width, self.config.period)
         angles, frame_code = self._positions_in_time(frames, rows, columns)
 
-        x = self.embed_patches(patchify(latents, patch)) + places.to(latents.dtype)  # B T S D
+        own = latents if shards is None else shards.cut(latents, dim=2)
+        x = self.embed_patches(patchify(own, patch)) + places.to(latents.dtype)  # B T S D
         tokens, pooled = self._embed_text(text, text_mask)
         condition = self._condition(timestep, pooled, fps, size)  # B T D
         shared = self.shared_modulation(F.silu(condition)).unflatten(-1, (-1, self.config.width))  # B T k D
-        for block in self.blocks:
-            x = block(x, shared, tokens, angles, frame_code)
+        for number, block in enumerate(self.blocks):
+            if shards is not None and number > 0:
+                x = shards.turn(x, block_axes(self.config)[number][0])
+            x = block(x, shared, tokens, angles, frame_code, shards)
             frame_code = None
         x = self.to_patches(self._modulate_last(x, condition, timestep))
+        x = x if shards is None else shards.gather(x)
         return unpatchify(x, patch, (frames, latents.shape[3], latents.shape[4]))
 
     def _coordinates(self, grid: tuple[int, int], latents: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

@@ -126,13 +126,3 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{CONFIG} of checkpoint {folder} is no mapping: use another one of the same run")
     return config
-
-
-def keep_newest(run: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest complete checkpoints, and what a killed save left behind them."""
-    folders = list_checkpoints(run)
-    complete = [f for f in folders if (f / COMPLETE).is_file()]
-    for folder in folders:
-        if folder not in complete[-keep:] and folder != folders[-1]:
-            (folder / COMPLETE).unlink(missing_ok=True)  # incomplete from the first file that goes
-            shutil.rmtree(folder)

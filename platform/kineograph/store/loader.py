@@ -1,21 +1,22 @@
-"""Clips of the shards as batches of tensors: rows read by address, videos decoded or latents taken, cached, stacked."""
+"""Clips of the shards as batches of tensors: rows decoded to videos or latents, checked, stacked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from kineograph.errors import Failure, UserError
 from kineograph.media.clips import decode_clip
 from kineograph.models.vae import Autoencoder, to_unit_range
 from kineograph.store.shards import ClipEntry, ShardReader
 from kineograph.store.tensors import unpack
-from kineograph.store.torch_tensors import unpack_tensor
+from kineograph.store.torch_tensors import DTYPES, unpack_tensor
 
 COLUMNS = ("clip_id", "height", "width", "num_frames", "fps", "text_embedding")
 
@@ -34,13 +35,97 @@ class LoadedClip:
     size: tuple[int, int]
     """Height and width in pixels."""
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, nearly."""
+        return self.picture.nbytes + self.text.nbytes
+
+    def copy(self) -> LoadedClip:
+        """The same clip in memory of its own."""
+        return LoadedClip(**{**vars(self), "picture": self.picture.clone(), "text": self.text.copy()})
+
+
+@dataclass(frozen=True)
+class ClipDecoder:
+    """Makes clips of a run's rows. It is small, and can be pickled."""
+
+    column: str
+    """Which is decoded: video, or latent."""
+    text_width: int
+    channels: int = 0
+    """Of latents."""
+    strides: tuple[int, int, int] = (1, 1, 1)
+    """Frames, rows and columns of pixels per latent."""
+    dtype: str = ""
+    """Of latents."""
+
+    @classmethod
+    def of(cls, reader: ShardReader, latents: bool) -> Self:
+        """What decodes the rows of a run to latents or videos. Raises UserError when it does not hold what is asked for."""
+        manifest = reader.manifest
+        width, made = manifest.text_encoder.width, manifest.autoencoder
+        if not latents and manifest.video:
+            return cls("video", width)
+        if not latents:
+            raise UserError(f"{reader.run} holds latents and no videos: curate with encode.video=true")
+        if made is None:
+            raise UserError(f"{reader.run} holds no latents: curate with encode.latents")
+        return cls("latent", width, made.channels, made.strides, made.dtype)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the shards that are read."""
+        return (*COLUMNS, self.column)
+
+    def decode(self, row: Mapping[str, Any]) -> LoadedClip:
+        """The clip of a row with :attr:`columns`. Raises ValueError, which says how it is damaged."""
+        try:
+            size = (row["height"], row["width"])
+            picture = self._latent(row) if self.column == "latent" else self._video(row)
+            text = unpack(row["text_embedding"])
+            if text.ndim != 2 or text.shape[1] != self.text_width or not np.isfinite(text).all():
+                raise ValueError(f"its caption's states are no finite numbers of shape (L, {self.text_width})")
+            return LoadedClip(row["clip_id"], picture, self.column == "latent", text, float(row["fps"]), size)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"its row makes no sense ({error})") from error
+
+    def bytes_of(self, frames: int, height: int, width: int) -> int:
+        """Memory that the picture of a clip of a bucket takes, decoded."""
+        if self.column == "video":
+            return frames * height * width * 3
+        numbers = self.channels
+        for count in self._latent_size(frames, height, width):
+            numbers *= count
+        return numbers * DTYPES.get(self.dtype, torch.float32).itemsize
+
+    def _video(self, row: Mapping[str, Any]) -> Tensor:
+        frames = decode_clip(row["video"], row["num_frames"])
+        if frames.shape[1:3] != (row["height"], row["width"]):
+            height, width = frames.shape[1:3]
+            raise ValueError(f"it is {height}x{width}, its row says {row['height']}x{row['width']}")
+        return torch.from_numpy(frames)
+
+    def _latent(self, row: Mapping[str, Any]) -> Tensor:
+        latent = unpack_tensor(row["latent"])
+        wanted = (self.channels, *self._latent_size(row["num_frames"], row["height"], row["width"]))
+        if latent.shape != wanted or latent.dtype != DTYPES.get(self.dtype):
+            name = str(latent.dtype).removeprefix("torch.")
+            raise ValueError(f"its latent is {name} {tuple(latent.shape)} and not {self.dtype} {wanted}")
+        if not torch.isfinite(latent).all():
+            raise ValueError("its latent has numbers that are not finite")
+        return latent
+
+    def _latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        time, rows, columns = self.strides
+        return 1 + (frames - 1) // time, height // rows, width // columns
+
 
 @dataclass(frozen=True)
 class Batch:
     """Clips of one bucket."""
 
     video: Tensor | None
-    """(B 3 T H W) in [-1, 1]; None where latents were loaded."""
+    """uint8 (B T H W 3) as decoded, or (B 3 T H W) in [-1, 1]; None where latents were loaded."""
     text: Tensor
     """(B L width), zero where the mask is False."""
     text_mask: Tensor
@@ -50,18 +135,21 @@ class Batch:
     size: Tensor
     """(B 2): height and width in pixels."""
     latent: Tensor | None = None
-    """(B C T' H' W') fp32, as stored; None where videos were loaded."""
+    """(B C T' H' W') in the dtype that was stored; None where videos were loaded."""
 
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {n: t if t is None else t.to(device, non_blocking=True) for n, t in vars(self).items()}
         return Batch(**moved)
 
-    def latents(self, vae: Autoencoder) -> Tensor:
-        """The stored latents, else what ``vae`` makes of the videos: (B C T' H' W')."""
-        if self.latent is not None:
-            return self.latent
+    @property
+    def pixels(self) -> Tensor:
+        """The videos (B 3 T H W) in [-1, 1], made of what was decoded where the batch is: it moves in bytes."""
         assert self.video is not None
-        return vae.encode(self.video)
+        return to_unit_range(self.video) if self.video.dtype == torch.uint8 else self.video
+
+    def latents(self, vae: Autoencoder) -> Tensor:
+        """The stored latents, else what ``vae`` makes of the videos: (B C T' H' W') fp32."""
+        return vae.encode(self.pixels) if self.latent is None else self.latent.float()
 
 
 class ClipLoader:
@@ -69,25 +157,19 @@ class ClipLoader:
 
     def __init__(self, reader: ShardReader, cache_bytes: int, latents: bool = False) -> None:
         """Raises UserError when the run does not hold what is asked for."""
-        if latents and reader.manifest.autoencoder is None:
-            raise UserError(f"{reader.run} holds no latents: curate with encode.latents")
-        if not latents and not reader.manifest.video:
-            raise UserError(f"{reader.run} holds latents and no videos: curate with encode.video=true")
         self.reader = reader
-        self._is_latent = latents
+        self._decoder = ClipDecoder.of(reader, latents)
         self._room = cache_bytes
         self._cache: dict[str, LoadedClip] = {}
 
     def load(self, entries: Sequence[ClipEntry]) -> list[LoadedClip]:
         """The clips in order. Raises Failure that names a clip which cannot be decoded."""
         missing = [e for e in dict.fromkeys(entries) if e.clip_id not in self._cache]
-        column = "latent" if self._is_latent else "video"
-        rows = self.reader.read([e.address for e in missing], (*COLUMNS, column))
+        rows = self.reader.read([e.address for e in missing], self._decoder.columns)
         fresh = {e.clip_id: self._decode(e, row) for e, row in zip(missing, rows, strict=True)}
         for clip_id, clip in fresh.items():
-            size = clip.picture.nbytes + clip.text.nbytes
-            if size <= self._room:
-                self._room -= size
+            if clip.nbytes <= self._room:
+                self._room -= clip.nbytes
                 self._cache[clip_id] = clip
         return [fresh.get(e.clip_id) or self._cache[e.clip_id] for e in entries]
 
@@ -95,23 +177,17 @@ class ClipLoader:
         """The clips, which must share a bucket, as one batch."""
         return collate(self.load(entries))
 
-    def _decode(self, entry: ClipEntry, row: dict) -> LoadedClip:
+    def _decode(self, entry: ClipEntry, row: dict[str, Any]) -> LoadedClip:
         try:
-            if self._is_latent:
-                picture = unpack_tensor(row["latent"])
-            else:
-                picture = torch.from_numpy(decode_clip(row["video"], row["num_frames"]))
-            text = unpack(row["text_embedding"])
-        except (ValueError, TypeError) as error:
+            return self._decoder.decode(row)
+        except ValueError as error:
             shard = self.reader.manifest.shards[entry.address.shard].path
             raise Failure(f"clip {entry.clip_id} of {shard} is damaged: {error}; curate again") from error
-        size = (row["height"], row["width"])
-        return LoadedClip(entry.clip_id, picture, self._is_latent, text, float(row["fps"]), size)
 
 
-def collate(clips: Sequence[LoadedClip]) -> Batch:
-    """Stack clips of one size; texts are padded to the longest."""
-    pictures = torch.stack([c.picture.float() if c.is_latent else to_unit_range(c.picture) for c in clips])
+def collate(clips: Sequence[LoadedClip], slots: Sequence[object] = ()) -> Batch:
+    """Stack clips of one size; texts are padded to the longest. ``slots``, places in a training step, change nothing."""
+    pictures = torch.stack([c.picture for c in clips])
     text, mask = pad_texts([c.text for c in clips])
     fps = torch.tensor([c.fps for c in clips])
     size = torch.tensor([c.size for c in clips], dtype=torch.float32)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from kineograph.config import digest
 from kineograph.errors import UserError
 from kineograph.media.geometry import Bucket
 from kineograph.models.text import Dtype
 from kineograph.store.commit import sha256_file, write_json
+from kineograph.store.places import NO_OPTIONS, Options, Place
 from kineograph.store.schema import SCHEMA_VERSION
 
 MANIFEST_NAME = "manifest.json"
@@ -33,6 +34,9 @@ class Shard(BaseModel):
     rows: int
     bytes: int
     sha256: str
+    row_group_size: int | None = None
+    """Rows of each row group but the last, which may have fewer; None in manifests from before it was written down, where
+    the file tells. It is no part of the version, which the bytes of the file determine."""
 
 
 class TextEncoderInfo(BaseModel):
@@ -98,26 +102,33 @@ class Manifest(BaseModel):
         write_json(run / MANIFEST_NAME, {**self.model_dump(mode="json"), "digest": self.digest})
 
     @classmethod
-    def load(cls, run: str | Path) -> Manifest:
-        """Read the manifest of a finished curation run. Raises UserError when there is none or it is damaged."""
-        run = Path(run)
-        if not (run / SUCCESS_NAME).is_file():
-            state = "has not finished" if (run / "recipe.yaml").is_file() else "is no curation run"
-            raise UserError(f"{run} {state}: make one with 'kineo data run RECIPE --input DIR --out {run}'")
+    def load(cls, run: str | Path, options: Options = NO_OPTIONS) -> Manifest:
+        """Read the manifest of a finished curation run, a folder or a URL (kineograph.store.places).
+
+        Raises UserError when there is none or it is damaged, and NotReached when the place does not answer.
+        """
+        return cls.load_from(Place(run, options))
+
+    @classmethod
+    def load_from(cls, place: Place) -> Manifest:
+        """As :meth:`load`."""
+        if not place.has(SUCCESS_NAME):
+            state = "has not finished" if place.has("recipe.yaml") else "is no curation run"
+            out = "RUN" if place.is_remote else place
+            raise UserError(f"{place} {state}: make one with 'kineo data run RECIPE --input DIR --out {out}'")
+        name = place / MANIFEST_NAME
         try:
-            raw = json.loads((run / MANIFEST_NAME).read_text(encoding="utf-8"))
+            raw = json.loads(place.read(MANIFEST_NAME).decode())
             recorded = raw.pop("digest")
             manifest = cls.model_validate(raw)
-        except (OSError, ValueError, KeyError, ValidationError) as error:
-            raise UserError(
-                f"{run / MANIFEST_NAME} is damaged: run 'kineo data decide {run}' to write it again"
-            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{name} is damaged: run 'kineo data decide {place}' to write it again") from error
         if manifest.schema_version != SCHEMA_VERSION:
             raise UserError(
-                f"{run} was written with shard schema {manifest.schema_version}, this is {SCHEMA_VERSION}: curate again"
+                f"{place} was written with shard schema {manifest.schema_version}, this is {SCHEMA_VERSION}: curate again"
             )
         if manifest.digest != recorded:
-            raise UserError(f"{run / MANIFEST_NAME} does not match its own digest: it was edited; curate again")
+            raise UserError(f"{name} does not match its own digest: it was edited; curate again")
         return manifest
 
 

@@ -15,7 +15,6 @@ from kineograph.store.checkpoints import (
     DIGESTS,
     checkpoint_folder,
     find_fault,
-    keep_newest,
     latest_checkpoint,
     link_folder,
     list_checkpoints,
@@ -152,21 +151,3 @@ class TestLinkFolder:
         link_folder(source, tmp_path / "target")
         left = {p.relative_to(tmp_path / "target").as_posix() for p in (tmp_path / "target").rglob("*") if p.is_file()}
         assert left == {"config.json", "inner/weights"}
-
-
-@pytest.mark.parametrize(("keep", "kept"), [(1, [30]), (2, [20, 30]), (3, [10, 20, 30]), (9, [10, 20, 30])])
-def test_only_the_newest_are_kept(run, keep, kept):
-    keep_newest(run, keep)
-    assert [step_of(folder) for folder in list_checkpoints(run)] == kept
-
-
-def test_an_unfinished_one_does_not_count_among_those_kept(run):
-    DAMAGE["it was not finished"](checkpoint_folder(run, 20))
-    keep_newest(run, 2)
-    assert [step_of(folder) for folder in list_checkpoints(run)] == [10, 30]
-
-
-def test_a_save_that_is_being_written_is_left_alone(run):
-    checkpoint_folder(run, 40).mkdir()
-    keep_newest(run, 1)
-    assert [step_of(folder) for folder in list_checkpoints(run)] == [30, 40]

@@ -1,14 +1,16 @@
 """Shards and their manifest: what is written is what is read, and damage has a name."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from kineograph.config import digest
 from kineograph.errors import Failure, UserError
 from kineograph.store.manifest import MANIFEST_NAME, SUCCESS_NAME, Manifest, TextEncoderInfo, verify
-from kineograph.store.shards import RowAddress, ShardReader, write_shard
+from kineograph.store.shards import DamagedShard, RowAddress, ShardReader, describe_shard, write_shard
 from kineograph.store.tensors import DTYPES, pack, unpack
 
 
@@ -117,6 +119,83 @@ def test_the_version_depends_on_the_shards_and_not_on_totals(run):
     manifest = Manifest.load(run)
     assert manifest.model_copy(update={"totals": {"wall_s": 9}, "recipe_digest": "x"}).digest == manifest.digest
     assert manifest.model_copy(update={"shards": manifest.shards[:1]}).digest != manifest.digest
+
+
+def test_a_manifest_from_before_row_groups_had_a_size_asks_the_shards(run):
+    path, version = run / MANIFEST_NAME, Manifest.load(run).digest
+    raw = json.loads(path.read_text())
+    assert [shard.pop("row_group_size") for shard in raw["shards"]] == [2, 1]
+    path.write_text(json.dumps(raw))
+    manifest = Manifest.load(run)
+    assert manifest.digest == version
+    assert [shard.row_group_size for shard in manifest.shards] == [None, None]
+    reader = ShardReader(run)
+    assert [reader.row_group_size(number) for number in (0, 1)] == [2, 1]
+    manifest.save(run)
+    assert Manifest.load(run) == manifest
+
+
+def test_the_size_of_row_groups_is_not_of_the_version(run):
+    manifest = Manifest.load(run)
+    shards = tuple(shard.model_copy(update={"row_group_size": None}) for shard in manifest.shards)
+    assert manifest.model_copy(update={"shards": shards}).digest == manifest.digest
+
+
+def test_rows_have_numbers_and_addresses(run):
+    reader = ShardReader(run)
+    for number, entry in enumerate(reader.index()[:5]):
+        assert reader.row_number(entry.address) == number
+        assert reader.address(0, number) == entry.address
+    assert reader.address(0, 4) == RowAddress(0, 2, 0)
+
+
+def test_row_groups_of_many_sizes_are_refused(run):
+    path = run / "shards" / "a.parquet"
+    table = pq.read_table(path)
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for start, rows in ((0, 1), (1, 3), (4, 1)):
+            writer.write_table(table.slice(start, rows))
+    shard = describe_shard(run, "shards/a.parquet", "32x32x8")
+    assert shard.row_group_size is None
+    manifest = Manifest.load(run)
+    changed = manifest.model_copy(update={"shards": (shard, manifest.shards[1])})
+    with pytest.raises(DamagedShard, match=r"a.parquet differ in size"):
+        ShardReader(run, changed).index()
+
+
+def test_columns_of_a_shard_are_read_alone(run):
+    table = ShardReader(run).columns(0, ["clip_id", "caption"])
+    assert table.column_names == ["clip_id", "caption"]
+    assert table["clip_id"].to_pylist() == [f"clip{n}" for n in range(5)]
+
+
+def test_threads_may_share_a_reader(run):
+    reader = ShardReader(run)
+    addresses = [entry.address for entry in reader.index()]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda n: reader.read([addresses[n % 6]], ["clip_id"]), range(200)))
+    assert [row["clip_id"] for (row,) in found] == [f"clip{n % 6}" for n in range(200)]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no Parquet", "empty"])
+def test_a_damaged_shard_is_told_from_one_that_is_gone(run, damage):
+    path = run / "shards" / "a.parquet"
+    data = path.read_bytes()
+    path.write_bytes({"truncated": data[:-100], "no Parquet": b"x" * len(data), "empty": b""}[damage])
+    with pytest.raises(DamagedShard, match=r"a.parquet is damaged: run 'kineo data verify"):
+        ShardReader(run).read([RowAddress(0, 0, 0)])
+
+
+def test_a_row_that_is_not_there_is_damage(run):
+    with pytest.raises(DamagedShard, match=r"a.parquet is damaged"):
+        ShardReader(run).read([RowAddress(0, 2, 1)])
+    with pytest.raises(DamagedShard, match=r"a.parquet is damaged"):
+        ShardReader(run).read([RowAddress(0, 3, 0)])
+
+
+def test_the_folder_of_a_local_run_is_itself(run):
+    assert ShardReader(run).folder("vae") == run / "vae"
+    assert ShardReader(str(run)).run == run
 
 
 def test_verify_names_the_damaged_shard(run):

@@ -26,7 +26,8 @@ RECIPE = {
     "validation": {"every": 20, "timesteps": [0.5]},
     "samples": {"every": 20, "steps": 2, "prompts": ["a red circle moving left", "a blue square"]},
     "checkpoint": {"every": 10, "keep": 10},
-    "workers": {"count": 2, "cpus": 1, "zero_stage": 2},
+    "workers": {"count": 2, "cpus": 1},
+    "deepspeed": {"zero_stage": 2},
     "tracking": {"log_every": 1},
 }
 CURATION = {

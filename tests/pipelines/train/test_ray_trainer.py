@@ -1,45 +1,61 @@
-"""Which of several workers' errors a user is told."""
+"""How workers are started, started again and stopped, with Ray Train for real and a training that trains nothing."""
 
+import os
+import signal
+import threading
+import time
+
+import psutil
 import pytest
 from ray.exceptions import RayActorError
-from ray.train import TrainingFailedError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from kineograph.errors import Failure, UserError
-from pipelines.train.config import WorkersConfig
-from pipelines.train.ray_trainer import Announcer, _cause, check_room
+from pipelines.train.ray_trainer import _as_ours, check_room, explain
+from pipelines.train.watch.restarts import read_restarts, saved_steps
+from pipelines.train.workers import WorkersConfig
+from tests.pipelines.train.watch.walking import groups, train
 
 PEER = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
+STEPS = 6
 
 
 def failed(failures):
-    error = TrainingFailedError("training failed")
-    error.worker_failures = failures
-    return error
+    return WorkerGroupError("training failed", failures)
 
 
-def test_an_error_of_ours_is_told_as_it_is():
-    ours = Failure("clip x is damaged")
-    assert _cause(failed({0: PEER, 1: ours})) is ours
+class TestTheErrorThatIsTold:
+    def test_an_error_of_ours_as_it_is(self):
+        ours = Failure("clip x is damaged")
+        assert _as_ours(failed({0: PEER, 1: ours})) is ours
+
+    def test_not_a_lost_peer_where_another_worker_failed_itself(self):
+        assert "KeyError: 'text'" in str(_as_ours(failed({0: PEER, 1: KeyError("text")})))
+
+    def test_a_dead_process_with_what_to_do(self):
+        assert "training worker 1 ended" in str(_as_ours(failed({0: PEER, 1: RayActorError()})))
+
+    def test_an_error_without_workers_in_one_line(self):
+        assert str(_as_ours(TrainingFailedError("no\n room"))) == "training failed: no room"
 
 
-def test_a_lost_peer_is_not_told_where_another_worker_failed_itself():
-    assert "KeyError: 'text'" in str(_cause(failed({0: PEER, 1: KeyError("text")})))
-
-
-def test_a_dead_process_is_told_with_what_to_do():
-    assert "training worker 1 ended" in str(_cause(failed({0: PEER, 1: RayActorError()})))
-
-
-def test_an_error_without_workers_is_told_in_one_line():
-    assert str(_cause(TrainingFailedError("no\n room"))) == "training failed: no room"
-
-
-@pytest.mark.parametrize(("restarts", "said"), [(0, 0), (1, 1), (5, 2)])
-def test_a_death_is_announced_only_where_work_goes_on(restarts, said, capsys):
-    announcer = Announcer(restarts)
-    for _ in range(2):
-        announcer.after_exception(None, {0: PEER, 1: RayActorError()})
-    assert capsys.readouterr().err.count("died (rank 1: its process ended)") == said
+@pytest.mark.parametrize(
+    ("error", "cause", "reason"),
+    [
+        (failed({0: PEER, 1: RayActorError()}), "death", "a training worker died (rank 1: its process ended)"),
+        (failed({0: PEER, 1: Failure("clip x\nis damaged")}), "ours", "(rank 1: clip x is damaged)"),
+        (failed({0: KeyError("text")}), "error", "(rank 0: 'text')"),
+        (failed({0: PEER}), "error", "(rank 0: it lost the connection to another one)"),
+        (failed({1: RuntimeError("CUDA out of memory. Tried to")}), "memory", "rank 1"),
+        (ControllerError(WorkerGroupStartupFailedError("x")), "start", "died while it started"),
+        (ControllerError(WorkerGroupStartupTimeoutError(2)), "no room", "no room for 2 workers now"),
+        (ControllerError(ValueError("a bug")), "ours", "a bug"),
+    ],
+)
+def test_failures_have_their_cause(error, cause, reason):
+    failure = explain(error)
+    assert (failure.cause, reason in failure.reason) == (cause, True), failure
 
 
 @pytest.mark.parametrize(
@@ -48,6 +64,7 @@ def test_a_death_is_announced_only_where_work_goes_on(restarts, said, capsys):
         ({"count": 3}, "3 workers need 3 CPUs and this machine has 2: lower workers.count or workers.cpus"),
         ({"count": 2, "cpus": 1.5}, "2 workers need 3 CPUs"),
         ({"count": 1, "gpu": True}, "1 workers need 1 GPUs and this machine has 0"),
+        ({"count": 4, "least": 3}, "3 workers need 3 CPUs and this machine has 2: lower workers.least or workers.cpus"),
     ],
 )
 def test_workers_that_will_never_fit_are_refused(workers, message):
@@ -55,5 +72,52 @@ def test_workers_that_will_never_fit_are_refused(workers, message):
         check_room(WorkersConfig.model_validate(workers), {"CPU": 2.0})
 
 
-def test_workers_that_fit_are_not_refused():
-    check_room(WorkersConfig(count=2), {"CPU": 2.0})
+@pytest.mark.parametrize("workers", [{"count": 2}, {"count": 4, "least": 2}])
+def test_workers_that_fit_are_not_refused(workers):
+    check_room(WorkersConfig.model_validate(workers), {"CPU": 2.0})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_two")
+class TestRestarts:
+    def test_whatever_ends_a_worker_is_borne_where_checkpoints_lie_between(self, tmp_path, capsys):
+        ills = {1: "kill", 3: "freeze", 5: "kill"}
+        error = train(tmp_path, STEPS, ills, max_failures=1, hang_timeout_s=3, slow_timeout_s=60)
+        assert error is None
+        assert (saved_steps(tmp_path), groups(tmp_path)) == (STEPS, [2, 2, 2, 2])
+        first, second, third = read_restarts(tmp_path)
+        assert [(r.step, r.in_a_row) for r in (first, second, third)] == [(1, 1), (3, 1), (5, 1)]
+        assert first.reason == third.reason == "a training worker died (rank 1: its process ended)"
+        frozen = int((tmp_path / "ill-3").read_text())
+        assert f", pid {frozen}) has not been heard for 3s, last in " in second.reason
+        assert not psutil.pid_exists(frozen)
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.splitlines() == [str(restart) for restart in (first, second, third)]
+
+    @pytest.mark.parametrize(
+        ("ill", "attempts", "told"), [("damage", 1, "clip x is damaged"), ("memory", 2, "CUDA out")]
+    )
+    def test_what_cannot_heal_is_not_tried_for_ever(self, tmp_path, ill, attempts, told):
+        error = train(tmp_path, STEPS, {2: ill}, max_failures=-1)
+        assert isinstance(error, Failure)
+        assert told in str(error)
+        assert len(groups(tmp_path)) == attempts
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_two")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(tmp_path, number, capsys):
+    def send():
+        while saved_steps(tmp_path) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+    error = train(tmp_path, 10_000)
+    assert error.exit_code == 128 + number
+    told = f"stopped by {number.name} with {saved_steps(tmp_path)} steps saved; run the same command again to go on"
+    assert str(error) == told
+    assert groups(tmp_path) == [2]
+    assert len(capsys.readouterr().err.splitlines()) == 1

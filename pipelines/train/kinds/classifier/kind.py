@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kineograph.diffusion.random import uniform
 from kineograph.errors import UserError
-from kineograph.models.classifier import Classifier, ClassifierConfig, prepare
+from kineograph.media.geometry import Bucket
+from kineograph.models.classifier import Classifier, ClassifierConfig
+from kineograph.models.flops import count_flops
 from kineograph.models.vit import ViT, ViTConfig, read_transformers_vit
 from kineograph.models.vivit import ViViT, ViViTConfig
 from kineograph.store.labels import COLUMNS, labels_of
 from kineograph.store.loader import ClipLoader
-from kineograph.store.shards import ClipEntry
+from kineograph.store.shards import RowAddress
+from pipelines.train.dataset import Filter
 from pipelines.train.kinds.base import Findings, Kind, Losses, Model
-from pipelines.train.kinds.classifier.augment import augment
+from pipelines.train.kinds.classifier.augment import Inputs
 from pipelines.train.kinds.classifier.config import ClassifierRecipe
 from pipelines.train.kinds.classifier.confusion import confusion_matrix, draw_confusion
-from pipelines.train.plan import Slot, StepPlan
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Inputs with their classes."""
-
-    inputs: Tensor
-    """(B 3 H W) or (B 3 T H W) in [-1, 1]."""
-    classes: Tensor
-    """(B)."""
-
-    def to(self, device: torch.device) -> Examples:
-        return Examples(self.inputs.to(device, non_blocking=True), self.classes.to(device, non_blocking=True))
+from pipelines.train.plan.plan import Slot, StepPlan
 
 
 class ClassifierKind(Kind[ClassifierRecipe]):
@@ -49,14 +36,26 @@ class ClassifierKind(Kind[ClassifierRecipe]):
     recipe = ClassifierRecipe
     headline = ("loss", "accuracy", "validation_accuracy")
 
-    def choose(self, clips: list[ClipEntry]) -> list[ClipEntry]:
+    def filter(self) -> Filter:
         """Clips of the media that the recipe names which have a label; finds the classes."""
         wanted = "videos" if isinstance(self.config.model, ViViTConfig) else self.config.media
-        clips = [c for c in clips if wanted == "all" or (wanted == "images") == c.bucket.endswith("x1")]
-        labels = labels_of(self.reader.read([c.address for c in clips], COLUMNS), self.config.label)
+        shards = self.reader.manifest.shards
+        found: dict[int, list[dict[str, Any]]] = {}
+        for number, shard in enumerate(shards):
+            if wanted == "all" or (wanted == "images") == Bucket.parse(shard.bucket).is_image:
+                found[number] = self.reader.columns(number, COLUMNS).to_pylist()
+        labels = labels_of([row for rows in found.values() for row in rows], self.config.label)
+        ids = np.array([-1 if i is None else i for i in labels.ids], np.int16)
+        ends = np.cumsum([len(rows) for rows in found.values()])
         self.names, self.unlabelled = labels.names, labels.unlabelled
-        self.class_of = {c.clip_id: i for c, i in zip(clips, labels.ids, strict=True) if i is not None}
-        return [c for c in clips if c.clip_id in self.class_of]
+        self.classes = dict(zip(found, np.split(ids, ends[:-1]), strict=True))
+        """Of every row of a shard its class, -1 where it has none."""
+        nothing = {number: np.zeros(shard.rows, bool) for number, shard in enumerate(shards)}
+        return {**nothing, **{number: classes >= 0 for number, classes in self.classes.items()}}
+
+    def class_of(self, address: RowAddress) -> int:
+        """The class of the clip at ``address``."""
+        return int(self.classes[address.shard][self.reader.row_number(address)])
 
     # In the driver.
 
@@ -79,8 +78,10 @@ class ClassifierKind(Kind[ClassifierRecipe]):
 
     def class_counts(self) -> dict[str, int]:
         """Clips to train on of every class."""
-        counts = Counter(self.names[self.class_of[c.clip_id]] for c in self.dataset.training)
-        return {name: counts[name] for name in self.names}
+        counts = np.zeros(len(self.names), int)
+        for rows in self.plan.index.rows:
+            counts += np.bincount(self.classes[rows.shard][rows.mask()], minlength=len(counts))
+        return dict(zip(self.names, counts.tolist(), strict=True))
 
     def identity(self) -> dict[str, Any]:
         description = self.describe()
@@ -107,31 +108,34 @@ class ClassifierKind(Kind[ClassifierRecipe]):
         assert isinstance(model, ViT | ViViT)
         model.start_from(source)
 
-    def load(self, slots: Sequence[Slot]) -> Examples:
-        clips = self.loader.load([slot.clip for slot in slots])
-        inputs = [self.example(clip.picture.numpy(), slot) for clip, slot in zip(clips, slots, strict=True)]
-        return Examples(torch.cat(inputs), torch.tensor([self.class_of[slot.clip.clip_id] for slot in slots]))
+    def collate(self) -> Inputs:
+        return Inputs(self.config.model, self.config.augment, self.config.seed)
 
-    def example(self, video: np.ndarray, slot: Slot) -> Tensor:
-        """What the model sees of video uint8 (T H W 3) in this epoch: one input, with its axis B."""
-        key = (self.config.seed, slot.epoch, slot.clip.clip_id)
-        if isinstance(self.config.model, ViTConfig):
-            frame = int(uniform(*key, "frame") * len(video))
-            video = video[frame : frame + 1]
-        return prepare(augment(video, self.config.augment, *key), self.config.model)
+    def losses(self, model: Model, batch: Tensor, slots: Sequence[Slot], plan: StepPlan) -> Losses:
+        classes = torch.tensor([self.class_of(slot.address) for slot in slots], device=batch.device)
+        logits = model(batch).float()
+        total = F.cross_entropy(logits, classes, label_smoothing=self.config.label_smoothing, reduction="none")
+        return Losses(total, {"accuracy": logits.detach().argmax(1).eq(classes).float()})
 
-    def losses(self, model: Model, batch: Examples, slots: Sequence[Slot], plan: StepPlan) -> Losses:
-        logits = model(batch.inputs).float()
-        total = F.cross_entropy(logits, batch.classes, label_smoothing=self.config.label_smoothing, reduction="none")
-        return Losses(total, {"accuracy": logits.detach().argmax(1).eq(batch.classes).float()})
+    def example(self, bucket: Bucket, clips: int) -> Tensor:
+        return torch.rand(clips, *self.input_shape) * 2 - 1
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """What the model sees of a clip: (3 H W), or (3 T H W)."""
+        model = self.config.model
+        return (3, model.frames, *model.size) if isinstance(model, ViViTConfig) else (3, *model.size)
 
     # On rank 0.
 
-    def tokens(self, plan: StepPlan) -> int:
-        return len(plan.slots) * math.prod(self.config.model.grid)
+    def tokens(self, bucket: Bucket) -> int:
+        return math.prod(self.config.model.grid)
+
+    def flops(self, bucket: Bucket, means: Mapping[str, float] | None = None) -> float:
+        return count_flops(self.config.model, self.input_shape[1:], classes=len(self.names)).training
 
     def looks(self, step: int) -> list[Callable[[nn.Module], Findings]]:
-        return [self.validate] if self.dataset.validation and self.is_due(self.config.validation.every, step) else []
+        return [self.validate] if self.dataset.held_out and self.is_due(self.config.validation.every, step) else []
 
     def validate(self, model: nn.Module) -> Findings:
         """Accuracy and loss on held-out clips, of a video the mean over its frames, and the confusion matrix."""
@@ -139,9 +143,9 @@ class ClassifierKind(Kind[ClassifierRecipe]):
         loader = ClipLoader(self.dataset.reader, cache_bytes=0)
         classifier = Classifier(self.description(), model, str(self.device))
         chances, truth = [], []
-        for entries in self.dataset.held_out(self.config.validation.clips):
+        for entries in self.dataset.held_out.values():
             chances.append(classifier.probabilities([clip.picture.numpy() for clip in loader.load(entries)]))
-            truth += [self.class_of[entry.clip_id] for entry in entries]
+            truth += [self.class_of(entry.address) for entry in entries]
         probabilities, classes = np.concatenate(chances), np.array(truth)
         counts = confusion_matrix(classes, probabilities.argmax(1), len(self.names))
         likelihood = probabilities[np.arange(len(classes)), classes]

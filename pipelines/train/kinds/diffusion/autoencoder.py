@@ -20,7 +20,7 @@ from kineograph.progress import say
 from kineograph.store.loader import ClipLoader
 from kineograph.store.manifest import AUTOENCODER_FOLDER, Manifest
 from kineograph.store.shards import ShardReader
-from pipelines.train.dataset import Dataset, spread
+from pipelines.train.dataset import Dataset
 from pipelines.train.kinds.diffusion.config import FittedVAE, FolderVAE
 
 
@@ -91,7 +91,7 @@ def make_autoencoder(vae: FittedVAE | FolderVAE, chosen: Chosen, dataset: Datase
 def fit_autoencoder(vae: FittedVAE, dataset: Dataset) -> PatchPCA:
     """Patch-PCA of training clips; says how much it keeps."""
     made = PatchPCA(PatchPCAConfig(**vae.model_dump(exclude={"fit_clips"})))
-    clips = ClipLoader(dataset.reader, cache_bytes=0).load(spread(dataset.training, vae.fit_clips))
+    clips = ClipLoader(dataset.reader, cache_bytes=0).load(dataset.spread_entries(vae.fit_clips))
     kept = made.fit([to_unit_range(c.picture) for c in clips])
     say(f"autoencoder fitted: {made.channels} channels keep {kept:.1%} of the pixels' variance")
     return made
@@ -99,7 +99,7 @@ def fit_autoencoder(vae: FittedVAE, dataset: Dataset) -> PatchPCA:
 
 def autoencoder_of(reader: ShardReader) -> Autoencoder:
     """The autoencoder of a dataset's latents. Raises UserError when the one in its folder is not theirs."""
-    folder, info = reader.run / AUTOENCODER_FOLDER, reader.manifest.autoencoder
+    folder, info = reader.folder(AUTOENCODER_FOLDER), reader.manifest.autoencoder
     assert info is not None
     vae = load_autoencoder(folder)
     if fingerprint(vae) != info.digest:

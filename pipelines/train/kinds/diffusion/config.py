@@ -14,6 +14,7 @@ from kineograph.diffusion.processes import DiffusionConfig, build_process
 from kineograph.diffusion.samplers import SamplerConfig
 from kineograph.errors import UserError
 from kineograph.models.dit import DiTConfig, DiTShape
+from kineograph.models.lora import LoRAConfig
 from kineograph.models.presets import PRESETS
 from kineograph.models.stdit import STDiTConfig, STDiTShape
 from kineograph.models.vae import PatchPCAConfig
@@ -109,6 +110,8 @@ class DiffusionRecipe(TrainConfig):
     """A patch-PCA autoencoder to fit, or {kind: folder, path: FOLDER}."""
     diffusion: Annotated[DiffusionConfig, kind_unless_given("flow")] = FlowConfig()
     """kind flow (the default) or gaussian."""
+    lora: LoRAConfig | None = None
+    """Given: the weights of ``start`` stay as they are, and matrices of low rank beside them are trained."""
     conditioning: ConditioningConfig = ConditioningConfig()
     validation: TimestepValidationConfig = TimestepValidationConfig()
     samples: SampleConfig = SampleConfig()
@@ -120,6 +123,8 @@ class DiffusionRecipe(TrainConfig):
 
     @model_validator(mode="after")
     def _check_parts(self) -> DiffusionRecipe:
+        if self.lora is not None and self.start is None:
+            raise ValueError("lora is trained beside weights that are there: give start, a checkpoint")
         if is_open(self.start, self.model_fields_set):
             return self  # what the checkpoint brings is not known yet
         self.conditioning.check()

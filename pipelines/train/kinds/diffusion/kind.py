@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,21 @@ from kineograph.diffusion.processes import build_process
 from kineograph.diffusion.request import Sampling
 from kineograph.diffusion.text_to_video import TextToVideo
 from kineograph.diffusion.validation import validation_losses
+from kineograph.errors import UserError
 from kineograph.media.encode import contact_sheet, write_mp4
+from kineograph.media.geometry import Bucket
 from kineograph.models.denoisers import build_denoiser, parse_denoiser
 from kineograph.models.dit import DiTConfig
-from kineograph.models.stdit import STDiT, STDiTConfig
+from kineograph.models.flops import Flops, count_flops
+from kineograph.models.lora import add_lora, merged_state
+from kineograph.models.sequence import SequenceGroup
+from kineograph.models.stdit import STDiT, STDiTConfig, STDiTShape
 from kineograph.models.vae import Autoencoder, load_autoencoder
 from kineograph.store.loader import Batch, ClipLoader
+from kineograph.store.loader import collate as collate_clips
 from kineograph.store.manifest import AUTOENCODER_FOLDER
 from kineograph.store.tensors import unpack
-from pipelines.train.dataset import spread
-from pipelines.train.kinds.base import Findings, Kind, Losses, Model
+from pipelines.train.kinds.base import Collate, Findings, Kind, Losses, Model
 from pipelines.train.kinds.diffusion.autoencoder import (
     Chosen,
     check_buckets,
@@ -36,10 +41,14 @@ from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 from pipelines.train.kinds.diffusion.objective import no_tokens, slot_losses, told_fps
 from pipelines.train.kinds.diffusion.start import check_start, load_start, with_start
 from pipelines.train.kinds.diffusion.timesteps import Timesteps
-from pipelines.train.plan import Slot, StepPlan
+from pipelines.train.plan.plan import Slot, StepPlan, Stretch
 
 TIMESTEPS = "timesteps"
 """Name of what importance sampling remembers, in checkpoints."""
+TEXT_TOKENS = "text_tokens"
+"""Name of the mean number of a caption's tokens."""
+VALIDATION_BATCH = 32
+"""Clips that are validated at once, at most."""
 TEXT_FIT_CAPTIONS = 4096
 """Captions, at most, that the model's text norm is fitted on: enough for the covariance of a 384-d encoder."""
 
@@ -75,24 +84,24 @@ class DiffusionKind(Kind[DiffusionRecipe]):
     # In the driver.
 
     def check(self) -> None:
-        check_buckets(self.autoencoder, list(self.dataset.plan.clips))
+        check_buckets(self.autoencoder, self.dataset.buckets)
         if self.config.start is not None:
             check_start(self.config.start, self.autoencoder.channels, self.dataset.manifest)
         model = self.shape()
         if knows_classes(model):
-            addresses = [entry.address for entry in (*self.dataset.training, *self.dataset.validation)]
-            captions = (row["caption"] for row in self.dataset.reader.read(addresses, ["caption"]))
-            check_classes(model, captions, "the dataset has a clip of class")
+            check_classes(model, self.dataset.captions(), "the dataset has a clip of class")
             check_classes(model, self.config.samples.prompts, "samples.prompts asks for class")
 
     def facts(self) -> dict[str, Any]:
         return {"reads": what_is_read(self)}
 
     def identity(self) -> dict[str, Any]:
+        lora = self.config.lora
         return {
             "model": self.shape().model_dump(mode="json"),
             "autoencoder": autoencoder_facts(self.autoencoder),
             "diffusion": self.config.diffusion.model_dump(mode="json"),
+            "lora": lora and lora.model_dump(mode="json"),
         }
 
     def prepare(self) -> None:
@@ -108,9 +117,26 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         if self.config.start is not None:
             load_start(self.config.start, model)
         elif isinstance(model, STDiT) and model.config.pooled_text:
-            entries = spread(self.dataset.training, TEXT_FIT_CAPTIONS)
-            rows = self.dataset.reader.read([e.address for e in entries], ["caption", "text_embedding"])
+            addresses = self.dataset.spread(TEXT_FIT_CAPTIONS)
+            rows = self.dataset.reader.read(addresses, ["caption", "text_embedding"])
             model.text_norm.fit(_caption_states(rows))
+
+    def adapt(self, model: nn.Module) -> None:
+        if self.config.lora is not None:
+            add_lora(model, self.config.lora)
+
+    def check_sharing(self) -> None:
+        if not isinstance(self.config.model, STDiTShape) or self.config.model.layout == "full":
+            raise UserError(
+                "only an STDiT of layout joined or alternating shares the tokens of a clip: set workers.sequence_parallel=1"
+            )
+
+    def share_tokens(self, model: nn.Module, group: SequenceGroup | None) -> None:
+        assert isinstance(model, STDiT)
+        model.sequence = group
+
+    def plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state if self.config.lora is None else merged_state(state, self.config.lora)
 
     def place(self, device: torch.device) -> None:
         super().place(device)
@@ -118,11 +144,12 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         self.timesteps = Timesteps(self.config.diffusion, self.process)
         self.vae.to(device)
 
-    @cached_property
-    def loader(self) -> ClipLoader:
-        return ClipLoader(
-            self.dataset.reader, self.config.data.cache_mib * 2**20, latents=self.autoencoder.reads_latents
-        )
+    @property
+    def reads_latents(self) -> bool:
+        return self.autoencoder.reads_latents
+
+    def collate(self) -> Collate:
+        return collate_clips
 
     def losses(self, model: Model, batch: Batch, slots: Sequence[Slot], plan: StepPlan) -> Losses:
         with torch.no_grad():
@@ -130,9 +157,30 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         bare = getattr(model, "module", model)
         without_caption = bare.without_caption if isinstance(bare, STDiT) else no_tokens
         losses = slot_losses(self.process, self.timesteps, model, batch, latents, slots, self.config, without_caption)
-        places = {slot: place for place, slot in enumerate(plan.slots)}
-        self.timesteps.learn([places[slot] for slot in slots], len(plan.slots))
-        return Losses(losses)
+        tokens = batch.text_mask.sum(), torch.tensor(len(slots))
+        return Losses(losses, means={**self.timesteps.take_means(), TEXT_TOKENS: tokens})
+
+    def mean_names(self) -> list[str]:
+        return [*Timesteps.names(), TEXT_TOKENS]
+
+    def after_step(self, plan: StepPlan) -> None:
+        self.timesteps.learn(plan.clips)
+
+    def example(self, bucket: Bucket, clips: int) -> Batch:
+        encoder = self.dataset.manifest.text_encoder
+        text = torch.randn(clips, encoder.max_tokens, encoder.width)
+        mask = torch.ones(clips, encoder.max_tokens, dtype=torch.bool)
+        size = torch.tensor([[float(bucket.height), float(bucket.width)]]).expand(clips, 2)
+        latent = torch.randn(clips, self.autoencoder.channels, *self.latent_size(bucket))
+        if self.reads_latents:
+            return Batch(None, text, mask, torch.full((clips,), 8.0), size, latent)
+        video = torch.rand(clips, 3, bucket.frames, bucket.height, bucket.width) * 2 - 1
+        return Batch(video, text, mask, torch.full((clips,), 8.0), size)
+
+    def latent_size(self, bucket: Bucket) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of a clip."""
+        frames, rows, columns = self.autoencoder.strides
+        return 1 + (bucket.frames - 1) // frames, bucket.height // rows, bucket.width // columns
 
     def extra_state(self) -> dict[str, dict[str, Tensor]]:
         state = self.timesteps.state()
@@ -144,35 +192,46 @@ class DiffusionKind(Kind[DiffusionRecipe]):
 
     # On rank 0.
 
-    def tokens(self, plan: StepPlan) -> int:
-        frames, rows, columns = self.autoencoder.strides
-        patch = self.config.model.patch
-        down, right = (patch, patch) if isinstance(patch, int) else patch[1:]
-        per_frame = -(-plan.bucket.height // (rows * down)) * -(-plan.bucket.width // (columns * right))
-        return len(plan.slots) * (1 + (plan.bucket.frames - 1) // frames) * per_frame
+    def tokens(self, bucket: Bucket) -> int:
+        return self._work(bucket).tokens
+
+    def flops(self, bucket: Bucket, means: Mapping[str, float] | None = None) -> float:
+        tokens = (means or {}).get(TEXT_TOKENS, self.dataset.manifest.text_encoder.max_tokens)
+        whole = self._work(bucket, round(tokens)).training
+        if bucket.is_image or not self.config.conditioning.factorised:
+            return whole
+        return whole + self._work(Bucket(bucket.height, bucket.width, 1), round(tokens)).training
+
+    def _work(self, bucket: Bucket, text_tokens: int = 0) -> Flops:
+        """Of one prediction of a whole clip."""
+        return count_flops(self.shape(), self.latent_size(bucket), text_tokens)
 
     def looks(self, step: int) -> list[Callable[[nn.Module], Findings]]:
         due: list[Callable[[nn.Module], Findings]] = []
-        if self.dataset.validation and self.is_due(self.config.validation.every, step):
+        if self.dataset.held_out and self.is_due(self.config.validation.every, step):
             due.append(self.validate)
         if self.config.samples.prompts and self.is_due(self.config.samples.every, step):
             due.append(partial(self.sample, step=step))
         return due
 
     def validate(self, model: nn.Module) -> Findings:
-        """Loss on held-out clips at the recipe's timesteps."""
-        config = self.config.validation
-        loader = ClipLoader(self.dataset.reader, cache_bytes=0, latents=self.autoencoder.reads_latents)
-        rows = []
-        for entries in self.dataset.held_out(config.clips):
-            batch = loader.batch(entries).to(self.device)
-            latents = batch.latents(self.vae)
-            conditions = (batch.text, batch.text_mask, told_fps(batch.fps, self.config), batch.size)
-            ids = [e.clip_id for e in entries]
-            rows.append(validation_losses(self.process, model, latents, *conditions, ids, config.timesteps))
-        means = torch.cat(rows).mean(0).tolist()
-        by_timestep = {f"validation_loss_t{t:g}": mean for t, mean in zip(config.timesteps, means, strict=True)}
-        return Findings({"validation_loss": sum(means) / len(means), **by_timestep})
+        """Loss on held-out clips at the recipe's timesteps, of all clips and by bucket."""
+        timesteps = self.config.validation.timesteps
+        loader = ClipLoader(self.dataset.reader, cache_bytes=0, latents=self.reads_latents)
+        rows: dict[str, Tensor] = {}
+        for bucket, entries in self.dataset.held_out.items():
+            parts = []
+            for start in range(0, len(entries), VALIDATION_BATCH):
+                batch = loader.batch(entries[start : start + VALIDATION_BATCH]).to(self.device)
+                latents = batch.latents(self.vae)
+                conditions = (batch.text, batch.text_mask, told_fps(batch.fps, self.config), batch.size)
+                ids = [e.clip_id for e in entries[start : start + VALIDATION_BATCH]]
+                parts.append(validation_losses(self.process, model, latents, *conditions, ids, timesteps))
+            rows[bucket.name] = torch.cat(parts)
+        means = torch.cat(list(rows.values())).mean(0).tolist()
+        by_timestep = {f"validation_loss_t{t:g}": mean for t, mean in zip(timesteps, means, strict=True)}
+        by_bucket = {f"validation_loss_{name}": float(losses.mean()) for name, losses in rows.items()}
+        return Findings({"validation_loss": sum(means) / len(means), **by_timestep, **by_bucket})
 
     def sample(self, model: nn.Module, step: int) -> Findings:
         """A video of every prompt, and all of them on a contact sheet."""
@@ -187,12 +246,13 @@ class DiffusionKind(Kind[DiffusionRecipe]):
     def describe(self) -> dict[str, Any]:
         config, dataset = self.config, self.dataset
         buckets = dataset.buckets
-        entry = dataset.plan.clips[buckets[0]][0]
-        fps = dataset.reader.read([entry.address], ["fps"])[0]["fps"] or 1.0  # a second for an image, where all are
+        (first,) = self.plan.slots(Stretch(buckets[0], 0, 1, 0))
+        fps = dataset.reader.read([first.address], ["fps"])[0]["fps"] or 1.0  # a second for an image, where all are
         return {
             "model": self.shape().model_dump(mode="json"),
             "autoencoder": autoencoder_facts(self.autoencoder),
             "diffusion": config.diffusion.model_dump(mode="json"),
+            "lora": config.lora and config.lora.model_dump(mode="json"),
             "text_encoder": dataset.manifest.text_encoder.model_dump(),
             "buckets": [bucket.name for bucket in buckets],
             "fps": fps,

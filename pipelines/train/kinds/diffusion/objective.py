@@ -12,8 +12,8 @@ from kineograph.diffusion.process import Process
 from kineograph.diffusion.random import normal, uniform
 from kineograph.store.loader import Batch
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
-from pipelines.train.kinds.diffusion.timesteps import Timesteps
-from pipelines.train.plan import Slot
+from pipelines.train.kinds.diffusion.timesteps import Prediction, Timesteps, Told
+from pipelines.train.plan.plan import Slot
 
 WithoutCaption = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Text (B L width) and mask (B L) of captions to those that stand for them where they are left out."""
@@ -46,7 +46,8 @@ def slot_losses(
     conditioning.factorised off a whole video, is one prediction. A factorised video is two: its first latent frame alone,
     and the rest with the frames given that its task gives; the loss is their mean, weighted by frames.
     """
-    keys = [(config.seed, slot.epoch, slot.clip.clip_id) for slot in slots]
+    keys = [(config.seed, slot.epoch, slot.clip_id) for slot in slots]
+    places = tuple(slot.place for slot in slots)
     dropped = torch.tensor([uniform(*key, "caption") < config.conditioning.caption_drop for key in keys])
     dropped = dropped.to(latents.device)[:, None]
     left, left_mask = without_caption(batch.text, batch.text_mask)
@@ -55,7 +56,7 @@ def slot_losses(
     fps = told_fps(batch.fps, config)
     frames, pixels = latents.shape[2], int(batch.size[0].prod())
 
-    def part(data: Tensor, purpose: str, given: Tensor) -> Tensor:
+    def part(data: Tensor, purpose: Prediction, given: Tensor) -> Tensor:
         noise = torch.stack([normal(tuple(data.shape[1:]), *key, purpose, "noise") for key in keys]).to(data)
         normals = torch.cat([normal((1,), *key, purpose, "timestep") for key in keys]).to(data.device)
         drawn = timesteps.draw(normals, pixels, data.shape[2])
@@ -63,7 +64,7 @@ def slot_losses(
         noisy = torch.where(given[:, None, :, None, None], data, process.add_noise(data, noise, timestep))
         output = model(noisy, process.model_time(timestep), text, text_mask, fps, batch.size)
         losses = mean_over_asked(process.losses(output, data, noise, timestep), given)
-        timesteps.tell(drawn.timesteps, losses)
+        timesteps.tell(Told(purpose, places, drawn.timesteps, losses.detach()))
         return drawn.weights * losses
 
     def nothing(data: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor
 from kineograph.diffusion.random import uniform
 from kineograph.media.geometry import Bucket
 from kineograph.models.vae import to_unit_range
+from kineograph.store.loader import LoadedClip
 from pipelines.train.kinds.vae.config import CropConfig
+from pipelines.train.plan.plan import Slot
 
 Strides = tuple[int, int, int]
 
@@ -50,3 +54,19 @@ def cut_random(picture: Tensor, size: Size, flip: bool, *key: object) -> Tensor:
     if flip and uniform(*key, "flip") < 0.5:
         part = torch.flip(part, dims=(2,))
     return to_unit_range(part)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Makes a batch (B 3 T H W) in [-1, 1] of clips: of each what :func:`cut_random` sees of it in its epoch."""
+
+    crop: CropConfig
+    strides: Strides
+    seed: int
+
+    def __call__(self, clips: Sequence[LoadedClip], slots: Sequence[Slot]) -> Tensor:
+        frames, height, width, _ = clips[0].picture.shape
+        size = crop_size(Bucket(height, width, frames), self.crop, self.strides)
+        pairs = zip(clips, slots, strict=True)
+        keys = [(clip.picture, (self.seed, slot.epoch, slot.clip_id)) for clip, slot in pairs]
+        return torch.stack([cut_random(picture, size, self.crop.flip, *key) for picture, key in keys])

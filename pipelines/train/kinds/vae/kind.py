@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -29,15 +29,15 @@ from kineograph.progress import say
 from kineograph.store.checkpoints import latest_checkpoint, step_of
 from kineograph.store.loader import ClipLoader
 from kineograph.store.manifest import AUTOENCODER_FOLDER
-from pipelines.train.dataset import spread
 from pipelines.train.kinds.base import Findings, Kind, Losses, Model
 from pipelines.train.kinds.vae.adversary import Adversary
 from pipelines.train.kinds.vae.config import VAERecipe
-from pipelines.train.kinds.vae.crop import crop_size, cut_centre, cut_random, whole_size
+from pipelines.train.kinds.vae.crop import Crops, Size, crop_size, cut_centre, whole_size
 from pipelines.train.kinds.vae.measure import measure
 from pipelines.train.kinds.vae.objective import Objective
+from pipelines.train.kinds.vae.work import training_flops
 from pipelines.train.observer import read_state, write_state
-from pipelines.train.plan import Slot, StepPlan
+from pipelines.train.plan.plan import Slot, StepPlan
 from pipelines.train.ranks import on_all_ranks
 
 V = TypeVar("V")
@@ -83,6 +83,7 @@ class VAEKind(Kind[VAERecipe]):
 
     recipe = VAERecipe
     headline = ("loss", "psnr", "validation_psnr")
+    needs_all_ranks = True  # the discriminator's steps and the adaptive weight are those of the global batch
 
     @cached_property
     def vae_config(self) -> KLAutoencoderConfig:
@@ -108,7 +109,7 @@ class VAEKind(Kind[VAERecipe]):
     # In the driver.
 
     def check(self) -> None:
-        for bucket in self.dataset.plan.clips:
+        for bucket in self.dataset.buckets:
             size = crop_size(bucket, self.config.crop, self.shape[1])
             if all(size) and min(size[1:]) < self.config.least_side:
                 raise UserError(
@@ -167,29 +168,21 @@ class VAEKind(Kind[VAERecipe]):
         if loss.adversarial:
             self.adversary = Adversary(loss.adversarial, self.config.discriminator, self.config.seed, device)
 
-    def load(self, slots: Sequence[Slot]) -> Tensor:
-        """Videos (B 3 T H W) in [-1, 1], cropped."""
-        crop = self.config.crop
-        size = crop_size(Bucket.parse(slots[0].clip.bucket), crop, self.shape[1])
-        clips = self.loader.load([slot.clip for slot in slots])
-        return torch.stack(
-            [
-                cut_random(clip.picture, size, crop.flip, *self._key(slot))
-                for clip, slot in zip(clips, slots, strict=True)
-            ]
-        )
+    def collate(self) -> Crops:
+        return Crops(self.config.crop, self.shape[1], self.config.seed)
 
     def losses(self, model: Model, batch: Tensor, slots: Sequence[Slot], plan: StepPlan) -> Losses:
         channels, strides = self.shape
         _, _, frames, height, width = batch.shape
         latent = (channels, 1 + (frames - 1) // strides[0], height // strides[1], width // strides[2])
-        noise = torch.stack([normal(latent, *self._key(slot), "posterior") for slot in slots]).to(batch)
+        keys = [(self.config.seed, slot.epoch, slot.clip_id, "posterior") for slot in slots]
+        noise = torch.stack([normal(latent, *key) for key in keys]).to(batch)
         objective = Objective(
             self.config.loss,
             batch,
             self.perceptual,
             self.adversary if self.adversary and self.adversary.is_active(plan.step) else None,
-            len(plan.slots),
+            plan.of(self._bucket(slots)).count,
         )
         return Losses(*model(batch, noise, objective))
 
@@ -200,27 +193,40 @@ class VAEKind(Kind[VAERecipe]):
         if self.adversary and "discriminator" in state:
             self.adversary.load(state["discriminator"])
 
-    def _key(self, slot: Slot) -> tuple[object, ...]:
-        return self.config.seed, slot.epoch, slot.clip.clip_id
+    def _bucket(self, slots: Sequence[Slot]) -> Bucket:
+        return Bucket.parse(self.reader.manifest.shards[slots[0].address.shard].bucket)
 
     # On rank 0.
 
-    def tokens(self, plan: StepPlan) -> int:
+    def tokens(self, bucket: Bucket) -> int:
         """Latents, over all channels together."""
+        frames, height, width = crop_size(bucket, self.config.crop, self.shape[1])
         strides = self.shape[1]
-        frames, height, width = crop_size(plan.bucket, self.config.crop, strides)
-        per_clip = (1 + (frames - 1) // strides[0]) * (height // strides[1]) * (width // strides[2])
-        return len(plan.slots) * per_clip
+        return (1 + (frames - 1) // strides[0]) * (height // strides[1]) * (width // strides[2])
+
+    def flops(self, bucket: Bucket, means: Mapping[str, float] | None = None) -> float:
+        size = crop_size(bucket, self.config.crop, self.shape[1])
+        if size not in self._flops:
+            self._flops[size] = training_flops(self.vae_config, size)
+        return self._flops[size]
+
+    @cached_property
+    def _flops(self) -> dict[Size, float]:
+        """By what is seen of a clip."""
+        return {}
+
+    def example(self, bucket: Bucket, clips: int) -> Tensor:
+        return torch.rand(clips, 3, *crop_size(bucket, self.config.crop, self.shape[1])) * 2 - 1
 
     def looks(self, step: int) -> list[Callable[[nn.Module], Findings]]:
-        return [self.validate] if self.dataset.validation and self.is_due(self.config.validation.every, step) else []
+        return [self.validate] if self.dataset.held_out and self.is_due(self.config.validation.every, step) else []
 
     def validate(self, model: nn.Module) -> Findings:
         """PSNR and SSIM of held-out clips, of images and videos apart, and pictures."""
         assert isinstance(model, Reconstructor)
         config = self.config.validation
         loader = ClipLoader(self.dataset.reader, cache_bytes=0)
-        return measure(model.vae, loader, self.dataset.held_out(config.clips), config.pictures, self.device)
+        return measure(model.vae, loader, list(self.dataset.held_out.values()), config.pictures, self.device)
 
     def describe(self) -> dict[str, Any]:
         return {"autoencoder": self.vae_config.model_dump(mode="json")}
@@ -246,7 +252,7 @@ class VAEKind(Kind[VAERecipe]):
 
     def _videos(self) -> Iterator[Tensor]:
         loader = ClipLoader(self.dataset.reader, cache_bytes=0)
-        for entry in spread(self.dataset.training, self.config.fit_clips):
+        for entry in self.dataset.spread_entries(self.config.fit_clips):
             size = whole_size(Bucket.parse(entry.bucket), self.shape[1])
             yield cut_centre(loader.load([entry])[0].picture, size)
 

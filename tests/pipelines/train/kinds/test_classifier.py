@@ -16,6 +16,7 @@ from pipelines.train.kinds.classifier.confusion import confusion_matrix, draw_co
 from pipelines.train.pipeline import check_resume, plan, train
 from pipelines.train.preflight import preflight_text
 from pipelines.train.registry import open_kind, parse_train_recipe
+from tests.pipelines.train.steps import batch, part
 
 RECIPE = {
     "kind": "classifier",
@@ -114,33 +115,31 @@ def test_clips_without_a_label_are_left_out_and_counted(dataset, tmp_path):
 @pytest.mark.parametrize("media", ["images", "videos"])
 def test_only_the_media_asked_for_are_used(dataset, tmp_path, media):
     kind = opened(dataset, tmp_path, media=media)
-    assert {bucket.is_image for bucket in kind.dataset.plan.clips} == {media == "images"}
+    assert {bucket.is_image for bucket in kind.plan.buckets} == {media == "images"}
 
 
 def test_a_video_classifier_takes_videos_alone(dataset, tmp_path):
     kind = opened(dataset, tmp_path, model=VIVIT)
-    step = kind.dataset.plan.step(0)
-    assert not any(bucket.is_image for bucket in kind.dataset.plan.clips)
-    assert kind.load(step.slots).inputs.shape == (3, 3, 9, 32, 32)
+    assert not any(bucket.is_image for bucket in kind.plan.buckets)
+    assert part(kind)[0].shape == (3, 3, 9, 32, 32)
 
 
 def test_a_batch_does_not_depend_on_who_loads_it(dataset, tmp_path):
     kind = opened(dataset, tmp_path, augment={"crop": 0.5, "flip": True})
-    slots = kind.dataset.plan.step(1).slots
-    whole, last = kind.load(slots), opened(dataset, tmp_path, augment={"crop": 0.5, "flip": True}).load(slots[2:])
-    assert torch.equal(whole.inputs[2:], last.inputs)
-    assert torch.equal(whole.classes[2:], last.classes)
+    whole, slots, _ = part(kind, 1)
+    last = batch(opened(dataset, tmp_path, augment={"crop": 0.5, "flip": True}), slots[2:])
+    assert torch.equal(whole[2:], last)
 
 
 def test_the_loss_is_cross_entropy_with_smoothed_targets(dataset, tmp_path):
     kind = opened(dataset, tmp_path, label_smoothing=0.3)
-    step = kind.dataset.plan.step(0)
-    batch = kind.load(step.slots)
+    inputs, slots, plan = part(kind)
     logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    losses = kind.losses(lambda _: logits, batch, step.slots, step)
-    target = torch.nn.functional.one_hot(batch.classes, 3) * 0.7 + 0.1
+    losses = kind.losses(lambda _: logits, inputs, slots, plan)
+    classes = torch.tensor([kind.class_of(slot.address) for slot in slots])
+    target = torch.nn.functional.one_hot(classes, 3) * 0.7 + 0.1
     torch.testing.assert_close(losses.total, -(target * logits.log_softmax(1)).sum(1))
-    assert losses.parts["accuracy"].tolist() == (logits.argmax(1) == batch.classes).float().tolist()
+    assert losses.parts["accuracy"].tolist() == (logits.argmax(1) == classes).float().tolist()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from kineograph.diffusion.importance import Drawn
 from pipelines.train.registry import open_kind, parse_train_recipe
+from tests.pipelines.train.steps import losses
 from tests.pipelines.train.tiny_dataset import CLIPS, STILLS, VAE, VIDEOS, make_dataset
 
 N, HISTORY = 4, 10
@@ -55,10 +56,10 @@ def history():
 
 
 def step_of(kind, model, step=0, rank=0, world=1):
-    plan = kind.dataset.plan.step(step)
-    slots = plan.of_rank(rank, world)
     with torch.no_grad():
-        return kind.losses(model, kind.load(slots), slots, plan).total
+        found = losses(kind, model, step, rank, world).total
+    kind.after_step(kind.plan.step(step))
+    return found
 
 
 def spied(kind, monkeypatch):
@@ -66,7 +67,7 @@ def spied(kind, monkeypatch):
     drawn, told = [], []
     draw, tell = kind.timesteps.draw, kind.timesteps.tell
     monkeypatch.setattr(kind.timesteps, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1])
-    monkeypatch.setattr(kind.timesteps, "tell", lambda *a: told.append(a) or tell(*a))
+    monkeypatch.setattr(kind.timesteps, "tell", lambda *a: told.append(a[0]) or tell(*a))
     return drawn, told
 
 
@@ -82,10 +83,10 @@ def test_losses_are_weighted_and_what_is_told_is_not(make, model, monkeypatch):
     total = step_of(kind, model)
     assert len(drawn) == len(told) == parts(kind)
     probabilities = 0.999 * torch.tensor([1.0, 4, 9, 16]) / 30 + 0.001 / N
-    for one, (timesteps, _) in zip(drawn, told, strict=True):
+    for one, (_, _, timesteps, _) in zip(drawn, told, strict=True):
         assert torch.equal(one.timesteps, timesteps)
         torch.testing.assert_close(one.weights, 1 / (N * probabilities[timesteps]))
-    weighted = [one.weights * losses for one, (_, losses) in zip(drawn, told, strict=True)]
+    weighted = [one.weights * losses for one, (_, _, _, losses) in zip(drawn, told, strict=True)]
     expected = weighted[0] if len(weighted) == 1 else (2 * weighted[0] + weighted[1]) / 3  # of 3 latent frames
     torch.testing.assert_close(total, expected)
 
@@ -106,7 +107,7 @@ def test_every_step_is_learned_from_on_all_ranks_alike(make, model, monkeypatch)
     state = kind.extra_state()["timesteps"]
     assert torch.equal(state["seen"], seen)
     for timestep in range(N):
-        losses = torch.cat([losses[timesteps == timestep] for timesteps, losses in told])[-HISTORY:]
+        losses = torch.cat([losses[timesteps == timestep] for _, _, timesteps, losses in told])[-HISTORY:]
         kept = state["losses"][timestep][: len(losses)]
         torch.testing.assert_close(kept.sort().values, losses.double().sort().values, atol=1e-6, rtol=1e-6)
     step_of(kind, model, step=1)
@@ -114,11 +115,12 @@ def test_every_step_is_learned_from_on_all_ranks_alike(make, model, monkeypatch)
 
 
 def test_a_rank_puts_its_losses_in_their_places_of_the_step(make, model, monkeypatch):
-    kind, places = make(), []
-    monkeypatch.setattr(kind.timesteps, "learn", lambda *a: places.append(a))
+    kind = make()
+    _, told = spied(kind, monkeypatch)
     for rank in range(3):
         step_of(kind, model, rank=rank, world=3)
-    assert places == [(list(range(rank, CLIPS, 3)), CLIPS) for rank in range(3)]
+    places = [place for one in told for place in one.places]
+    assert sorted(places) == sorted([*range(CLIPS)] * parts(kind))
 
 
 def test_a_run_goes_on_with_its_history_and_draws_by_it(make, model):

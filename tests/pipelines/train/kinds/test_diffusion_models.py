@@ -8,6 +8,8 @@ from kineograph.models.stdit import STDiT
 from pipelines.train.kinds.diffusion.config import SHAPES
 from pipelines.train.preflight import preflight
 from pipelines.train.registry import open_kind, parse_train_recipe
+from tests.pipelines.train.steps import epoch
+from tests.pipelines.train.steps import losses as losses_of_step
 from tests.pipelines.train.tiny_dataset import LABELS, STILLS, VAE, VIDEOS, WORDS, make_dataset
 
 SMALL = {"depth": 1, "width": 32, "heads": 2}
@@ -43,9 +45,9 @@ def losses(data, run, model, **parts):
     built = kind.build()
     kind.start(built)
     kind.place(torch.device("cpu"))
-    plans = [kind.dataset.plan.step(s) for s in range(kind.dataset.plan.cycle)]
-    assert {plan.bucket for plan in plans} == set(kind.dataset.buckets)
-    return built, torch.cat([kind.losses(built, kind.load(p.slots), p.slots, p).total for p in plans])
+    steps = epoch(kind)
+    assert {stretch.bucket for step in steps for stretch in kind.plan.step(step).stretches} == set(kind.dataset.buckets)
+    return built, torch.cat([losses_of_step(kind, built, step).total for step in steps])
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -80,9 +82,8 @@ def test_a_class_is_what_its_caption_says(labels, tmp_path):
     torch.nn.init.normal_(built.final_modulation.weight)
     kind = opened(labels, tmp_path, {**DIT, "num_classes": 5}, on_rank=True, conditioning={"caption_drop": 0})
     kind.place(torch.device("cpu"))
-    for step in range(kind.dataset.plan.cycle):
-        plan = kind.dataset.plan.step(step)
-        kind.losses(built, kind.load(plan.slots), plan.slots, plan).total.sum().backward()
+    for step in epoch(kind):
+        losses_of_step(kind, built, step).total.sum().backward()
     assert built.embed_label.weight.grad.any(dim=1).tolist() == [True, True, True, False, False, True]
     assert found.isfinite().all()
 

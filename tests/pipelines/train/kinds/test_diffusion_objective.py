@@ -8,11 +8,11 @@ import torch
 from kineograph.diffusion.processes import build_process
 from kineograph.models.stdit import STDiT, STDiTConfig
 from kineograph.store.loader import Batch
-from kineograph.store.shards import ClipEntry, RowAddress
+from kineograph.store.shards import RowAddress
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
 from pipelines.train.kinds.diffusion.objective import slot_losses
 from pipelines.train.kinds.diffusion.timesteps import Timesteps
-from pipelines.train.plan import Slot, StepPlan
+from pipelines.train.plan.plan import Slot
 
 CLIPS = 7
 LATENTS = torch.randn(CLIPS, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -41,9 +41,8 @@ def part_of(whole, place):
     return Batch(*(t if t is None else t[place] for t in vars(whole).values()))
 
 
-def plan(epoch=0):
-    slots = (Slot(ClipEntry(f"clip{n}", "s", "16x16x9", RowAddress(0, 0, n)), epoch) for n in range(CLIPS))
-    return StepPlan(0, None, tuple(slots))
+def clips_of(epoch=0):
+    return tuple(Slot(RowAddress(0, 0, n), epoch, n, f"clip{n}") for n in range(CLIPS))
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def test_a_caption_that_is_left_out_is_what_the_model_says():
     process, clips = build_process(settings.diffusion), batch()
     left = torch.full_like(clips.text, 7.0), clips.text_mask & (torch.arange(5) < 3)
     timesteps = Timesteps(settings.diffusion, process)
-    slot_losses(process, timesteps, recorder, clips, LATENTS, plan().slots, settings, lambda text, mask: left)
+    slot_losses(process, timesteps, recorder, clips, LATENTS, clips_of(), settings, lambda text, mask: left)
     dropped = recorder.calls[-1][2].sum(1) == 3
     assert 0 < dropped.sum() < CLIPS
     torch.testing.assert_close(recorder.text[dropped], left[0][dropped])
@@ -85,7 +84,7 @@ def test_a_caption_that_is_left_out_is_what_the_model_says():
 def test_an_image_is_told_the_frame_rate_of_the_recipe():
     recorder, settings = Recorder(), config(conditioning={"image_fps": 120.0})
     clips = replace(batch(1), fps=torch.tensor([0.0, 8.0] * 3 + [0.0]))
-    losses_of(recorder, clips, LATENTS[:, :, :1], plan().slots, settings)
+    losses_of(recorder, clips, LATENTS[:, :, :1], clips_of(), settings)
     assert recorder.fps.tolist() == [120.0, 8.0] * 3 + [120.0]
 
 
@@ -93,16 +92,16 @@ def recorded(latents=LATENTS, epoch=0, seed=0, **conditioning):
     """(what the model was asked, losses)."""
     recorder = Recorder()
     settings = config(seed=seed, conditioning=conditioning)
-    losses = losses_of(recorder, batch(latents.shape[2]), latents, plan(epoch).slots, settings)
+    losses = losses_of(recorder, batch(latents.shape[2]), latents, clips_of(epoch), settings)
     return recorder.calls, losses
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_the_loss_over_all_ranks_is_that_of_one(model, world):
-    step, whole = plan(), batch()
-    alone = losses_of(model, whole, LATENTS, step.slots, config()).sum() / CLIPS
+    slots, whole = clips_of(), batch()
+    alone = losses_of(model, whole, LATENTS, slots, config()).sum() / CLIPS
     parts = [
-        losses_of(model, part_of(whole, place), LATENTS[place], step.of_rank(rank, world), config()).sum() / CLIPS
+        losses_of(model, part_of(whole, place), LATENTS[place], slots[rank::world], config()).sum() / CLIPS
         for rank in range(world)
         for place in [slice(rank, None, world)]
     ]
@@ -111,13 +110,13 @@ def test_the_loss_over_all_ranks_is_that_of_one(model, world):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_gradient_over_all_ranks_is_that_of_one(model, world):
-    step, whole = plan(), batch()
-    (losses_of(model, whole, LATENTS, step.slots, config()).sum() / CLIPS).backward()
+    slots, whole = clips_of(), batch()
+    (losses_of(model, whole, LATENTS, slots, config()).sum() / CLIPS).backward()
     alone = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
     for rank in range(world):
         place = slice(rank, None, world)
-        losses = losses_of(model, part_of(whole, place), LATENTS[place], step.of_rank(rank, world), config())
+        losses = losses_of(model, part_of(whole, place), LATENTS[place], slots[rank::world], config())
         (losses.sum() / CLIPS).backward()
     summed = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.testing.assert_close(summed, alone, atol=1e-5, rtol=1e-4)
@@ -174,7 +173,7 @@ def test_every_latent_frame_weighs_the_same(conditioning):
         t = timestep[:, None, :, None, None] / 1000
         return x / t.clamp_min(1e-6) + 2  # x = t·ε for data of zero: ε + 2
 
-    losses = losses_of(model, batch(), noise_free, plan().slots, config(conditioning=conditioning))
+    losses = losses_of(model, batch(), noise_free, clips_of(), config(conditioning=conditioning))
     torch.testing.assert_close(losses, torch.full((CLIPS,), 4.0), atol=1e-2, rtol=0)
 
 

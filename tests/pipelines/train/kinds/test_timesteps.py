@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from kineograph.diffusion.processes import build_process, parse_diffusion
-from pipelines.train.kinds.diffusion.timesteps import Timesteps
+from pipelines.train.kinds.diffusion.timesteps import Timesteps, Told
 
 N = 4
 
@@ -27,8 +27,8 @@ def taught(count=400):
     """Told that timestep t loses t + 1."""
     ours = timesteps()
     drawn = ours.draw(normals(count), 64, 3).timesteps
-    ours.tell(drawn, drawn + 1.0)
-    ours.learn(range(count), count)
+    ours.tell(Told("whole", tuple(range(count)), drawn, drawn + 1.0))
+    ours.learn(count)
     return ours
 
 
@@ -62,7 +62,7 @@ def test_a_run_goes_on_with_its_history():
 def test_uniform_timesteps_have_no_history_and_weigh_one():
     ours = timesteps("uniform")
     drawn = ours.draw(normals(50), 64, 3)
-    ours.tell(drawn.timesteps, drawn.timesteps + 1.0)
-    ours.learn(range(50), 50)
+    ours.tell(Told("whole", tuple(range(50)), drawn.timesteps, drawn.timesteps + 1.0))
+    ours.learn(50)
     assert ours.state() == {}
     assert torch.equal(drawn.weights, torch.ones(50))

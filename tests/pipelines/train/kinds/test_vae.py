@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from pipelines.train.kinds.vae.measure import measure
 from pipelines.train.pipeline import check_resume, plan, train
 from pipelines.train.preflight import preflight_text
 from pipelines.train.registry import open_kind, parse_train_recipe
+from tests.pipelines.train.steps import batch, losses, part
 
 CAUSAL = {
     "class_name": "AutoencoderKLWan",
@@ -77,9 +79,10 @@ def opened(data, run, **parts):
     return kind
 
 
-def step_of(kind, model, step=1):
-    plan = kind.dataset.plan.step(step)
-    return kind.losses(model, kind.load(plan.slots), plan.slots, plan)
+def step_of(kind, model, number=0):
+    """Losses of the step with videos that has this number among those in which the discriminator plays a part."""
+    videos = [s for s in range(1, 50) if kind.plan.step(s).stretches[0].bucket.frames > 1]
+    return losses(kind, model, videos[number])
 
 
 @pytest.mark.slow
@@ -178,23 +181,15 @@ def test_a_batch_and_its_losses_do_not_depend_on_who_computes_them(dataset, tmp_
     kind = opened(dataset, tmp_path, **parts)
     torch.manual_seed(0)
     model = kind.build()
-    plan = kind.dataset.plan.step(1)
-    whole = kind.losses(model, kind.load(plan.slots), plan.slots, plan)
-    for rank in range(2):
-        slots = plan.of_rank(rank, 2)
-        mine = kind.losses(model, kind.load(slots), slots, plan)
-        torch.testing.assert_close(mine.total, whole.total[rank::2], atol=1e-5, rtol=1e-5)
+    whole = losses(kind, model, 1)
+    parts = [losses(kind, model, 1, rank, world=2).total for rank in range(2)]
+    torch.testing.assert_close(torch.cat(parts), whole.total, atol=1e-5, rtol=1e-5)
 
 
 def test_an_epoch_has_crops_and_noise_of_its_own(dataset, tmp_path):
     kind = opened(dataset, tmp_path)
-    cycle = kind.dataset.plan.cycle
-    bucket = next(s for s in range(cycle) if kind.dataset.plan.step(s).bucket.frames > 1)
-    again = next(s for s in range(5 * cycle, 6 * cycle) if kind.dataset.plan.step(s).bucket.frames > 1)
-    clips = [{slot.clip.clip_id: slot for slot in kind.dataset.plan.step(s).slots} for s in (bucket, again)]
-    shared = sorted(clips[0].keys() & clips[1].keys())
-    assert shared
-    first, second = (kind.load([c[shared[0]]]) for c in clips)
+    slot = part(kind, 1)[1][0]
+    first, second = (batch(kind, (replace(slot, epoch=epoch),)) for epoch in (0, 5))
     assert not torch.equal(first, second)
 
 
@@ -230,7 +225,8 @@ def test_with_a_linear_path_it_starts_from_principal_components(dataset, tmp_pat
     torch.manual_seed(0)
     model = kind.build()
     kind.start(model)
-    clip = kind.loader.load(kind.dataset.held_out(1)[-1])[0].picture
+    entry = kind.dataset.held_out[Bucket(32, 32, 9)][0]
+    clip = ClipLoader(kind.reader, cache_bytes=0).load([entry])[0].picture
     video = cut_centre(clip, whole_size(Bucket(32, 32, 9), (4, 4, 4)))[None]
     pca = PatchPCA(PatchPCAConfig(channels=3, decoder_noise=None))
     pca.fit(list(kind._videos()))
@@ -324,7 +320,7 @@ def test_a_reconstruction_is_measured_as_it_is(dataset, tmp_path):
     kind = opened(dataset, tmp_path)
     vae = CausalVAE(CausalVAEConfig(architecture=CAUSAL)).eval()
     vae.decode = lambda latents: torch.zeros(1, 3, 1 + 4 * (latents.shape[2] - 1), 32, 32)
-    held_out = kind.dataset.held_out(3)
+    held_out = list(kind.dataset.held_out.values())
     loader = ClipLoader(kind.dataset.reader, cache_bytes=0)
     found = measure(vae, loader, held_out, 2, torch.device("cpu"))
     clips = [loader.load([entry])[0].picture for entries in held_out for entry in entries]

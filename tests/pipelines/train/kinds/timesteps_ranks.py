@@ -9,7 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from kineograph.diffusion.processes import build_process, parse_diffusion
-from pipelines.train.kinds.diffusion.timesteps import Timesteps
+from pipelines.train.kinds.diffusion.timesteps import Timesteps, Told
 
 SLOTS, STEPS, N = 7, 200, 4
 
@@ -24,12 +24,13 @@ def main(rank, world, folder):
     config = parse_diffusion({"kind": "gaussian", "schedule": "cosine", "steps": N, "timesteps": "importance"})
     timesteps = Timesteps(config, build_process(config))
     normals = torch.randn(STEPS, 2, SLOTS, generator=torch.Generator().manual_seed(0))
-    places = range(rank, SLOTS, world)
+    places = tuple(range(rank, SLOTS, world))
     for step in range(STEPS):
-        for part in range(2):  # the first frame and the rest, as an objective tells them
+        for part, prediction in enumerate(("rest", "first")):  # as an objective tells them
             drawn = timesteps.draw(normals[step, part, rank::world], 64, 3).timesteps
-            timesteps.tell(drawn, drawn + 1 + normals[step, part, rank::world].abs())
-        timesteps.learn(places, SLOTS)
+            losses = drawn + 1 + normals[step, part, rank::world].abs()
+            timesteps.tell(Told(prediction, places, drawn, losses))
+        timesteps.learn(SLOTS)
     save_file(timesteps.state(), folder / f"{world}-{rank}.safetensors")
     if world > 1:
         dist.barrier()
