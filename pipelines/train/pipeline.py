@@ -22,6 +22,7 @@ from pipelines.train.observer import METRICS, read_state
 from pipelines.train.plan.simulate import simulate
 from pipelines.train.preflight import preflight, preflight_text
 from pipelines.train.registry import open_kind
+from pipelines.train.saving.fetch import prepare_upload
 
 
 def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict
     """
     run = Path(out).resolve()
     check_run_directory(run)
+    prepare_upload(run, config.checkpoint)
     kind = open_kind(config, dataset_place(config, data), run)
     done = check_resume(kind)
     if done >= config.steps:

@@ -21,8 +21,8 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from kineograph.errors import Failure, KineographError, UserError
-from kineograph.progress import say
-from pipelines.train.watch.restarts import Cause, GroupFailure, Restarts, read_restarts, saved_steps
+from pipelines.train.watch.events import Events
+from pipelines.train.watch.restarts import Cause, GroupFailure, Restarts, record_restart, saved_steps
 from pipelines.train.watch.stop import StopRequest, stopped, stopped_by_signals
 from pipelines.train.workers import WorkersConfig
 
@@ -43,15 +43,13 @@ def run_workers(
         check_room(workers, ray.cluster_resources())
     StopRequest(run).take_back()  # of an earlier start
     fitting = Fitting(_trainer(work or _train, job, workers, run))
-    restarts = len(read_restarts(run))
+    events = Events(run)
     try:
         with stopped_by_signals(run), _environment(workers), redirect_stdout(cast(TextIO, Aside())):
             fitting.start()
             while fitting.is_alive():
                 fitting.join(0.2)
-                for restart in read_restarts(run)[restarts:]:
-                    say(str(restart))
-                    restarts += 1
+                events.look()
     except BaseException:
         ray.shutdown()  # at once: whoever trains here is ended with it
         raise
@@ -60,7 +58,7 @@ def run_workers(
         raise stopped(run, saved_steps(run) if left_at is None else left_at)
     StopRequest(run).take_back()  # it came when all was done
     if isinstance(fitting.error, ray.train.TrainingFailedError):
-        raise _as_ours(fitting.error) from fitting.error
+        raise events.hang() or _as_ours(fitting.error) from fitting.error
     if fitting.error is not None:
         raise fitting.error
 
@@ -146,8 +144,8 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # errors are raised, or announced
         ),
         policies={
-            "failure_policy": Answer(Restarts(run, workers.max_failures)),
-            **({"scaling_policy": Multiples(scaling, workers.sequence_parallel)} if scaling.elasticity_enabled else {}),
+            "failure_policy": Retries(Restarts(run, workers.max_failures)),
+            **({"scaling_policy": Elastic(scaling, workers, run)} if scaling.elasticity_enabled else {}),
         },
     )
 
@@ -204,30 +202,42 @@ class _Backend(_TorchBackend):
         """The processes are ended next."""
 
 
-class Multiples(ElasticScalingPolicy):
-    """As many workers as there is room for, in multiples of ``of``."""
+class Elastic(ElasticScalingPolicy):
+    """As many workers as there is room for, in multiples of workers.sequence_parallel.
 
-    def __init__(self, scaling: ray.train.ScalingConfig, of: int) -> None:
+    A group grows when its next checkpoint is there, so that nothing is done twice.
+    """
+
+    def __init__(self, scaling: ray.train.ScalingConfig, workers: WorkersConfig, run: Path) -> None:
         super().__init__(scaling)
-        self._of = of
+        self._multiple, self._run = workers.sequence_parallel, run
+        self._waiting: tuple[ResizeDecision, int] | None = None  # to grow, and the newest checkpoint then
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        return self._rounded(super().make_decision_for_non_running_worker_group(), 0)
+        self._waiting = None
+        decision = super().make_decision_for_non_running_worker_group()
+        return self._rounded(decision) if isinstance(decision, ResizeDecision) else decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        return self._rounded(decision, worker_group_state.num_workers)
-
-    def _rounded(self, decision: ScalingDecision, running: int) -> ScalingDecision:
-        if not isinstance(decision, ResizeDecision):
+        saved = saved_steps(self._run) if self._waiting else 0
+        if self._waiting and saved > self._waiting[1]:
+            decision = self._waiting[0]
+            record_restart(self._run, GroupFailure("room", f"there is room for {decision.num_workers} workers"), saved)
             return decision
-        workers = decision.num_workers // self._of * self._of
-        return NoopDecision() if workers == running else ResizeDecision(workers, decision.resources_per_worker)
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if isinstance(decision, ResizeDecision) and not self._waiting:
+            decision = self._rounded(decision)
+            if decision.num_workers > worker_group_state.num_workers:
+                self._waiting = decision, saved_steps(self._run)
+        return NoopDecision()
+
+    def _rounded(self, decision: ResizeDecision) -> ResizeDecision:
+        return ResizeDecision(decision.num_workers // self._multiple * self._multiple, decision.resources_per_worker)
 
 
-class Answer(FailurePolicy):
+class Retries(FailurePolicy):
     """Asks ``restarts`` after each failure. Lives in Ray Train's controller, on the driver's machine."""
 
     def __init__(self, restarts: Restarts) -> None:
@@ -239,7 +249,7 @@ class Answer(FailurePolicy):
         return FailureDecision.RETRY if starts_again else FailureDecision.RAISE
 
 
-def explain(error: Exception) -> GroupFailure:
+def explain(error: Any) -> GroupFailure:
     """What failed, in our words."""
     if isinstance(error, ray.train.PreemptionError):
         return GroupFailure("taken away", f"a machine is taken away (ranks {error.preemption_info.preempted_ranks})")

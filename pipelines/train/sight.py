@@ -20,7 +20,7 @@ class Sight:
     def __init__(self, kind: Kind[Any], step: int, world: int) -> None:
         self._kind = kind
         self._observer = Observer(kind, step, world)
-        self.saver = Saver(kind.run, kind.config.checkpoint, self._observer.saved)
+        self.saver = Saver(kind.run, kind.config.checkpoint, self._observer.saved, self._observer.tracker)
         self._looking = Looking(kind)
         self._stop, self._save = StopRequest(kind.run), SaveRequest(kind.run)
 

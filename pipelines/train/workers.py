@@ -31,7 +31,7 @@ class WorkersConfig(Config):
     collective_timeout_s: float = Field(7200, gt=0)
     """A message between ranks that takes longer is an error: the last resort, for when nobody is left to see a hang."""
     room_every_s: float = Field(60, gt=0)
-    """How often a group of fewer than count workers looks for room for more; growing starts again from a checkpoint."""
+    """How often a group of fewer than count workers looks for room for more; it grows after its next checkpoint."""
     price_per_hour: float | None = Field(None, ge=0)
     """What one worker costs in an hour, in your currency, for the estimate of --dry-run."""
 

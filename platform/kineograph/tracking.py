@@ -23,6 +23,8 @@ import numpy as np
 from kineograph.errors import Failure, UserError
 from kineograph.outbox import Entry, Outbox, reason
 from kineograph.progress import say
+from kineograph.tracked_models import ModelLog, ModelStore
+from kineograph.tracked_models import metric_name as _name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +66,7 @@ def default_uri(run_dir: Path) -> str:
     return f"{_SQLITE}{folder / STORE_NAME}"
 
 
-class Tracker:
+class Tracker(ModelLog):
     """One MLflow run. Only start, flush and finish wait for MLflow, and not for long; none raises for it.
 
     As a context manager it finishes the run, as FAILED when the block raised.
@@ -72,6 +74,7 @@ class Tracker:
 
     def __init__(self, uri: str, run: _Run, outbox: Outbox) -> None:
         """Use :meth:`start`."""
+        super().__init__()
         self.uri = uri
         self._run, self._outbox = run, outbox
 
@@ -119,7 +122,7 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log numbers at an optimizer step, with the time of this call."""
         values = {_name(key): float(value) for key, value in metrics.items()}
-        self._put(op="metrics", metrics=values, step=int(step), time=_now())
+        self._put(op="metrics", metrics=values, step=int(step), time=self._remember(values, int(step), _now()))
 
     def log_dataset(
         self,
@@ -294,6 +297,11 @@ class _Store:
         """Send entries of one kind; only metrics may be more than one."""
         getattr(self, f"_apply_{entries[0]['op']}")(run_id, entries)
 
+    def _apply_model(self, run_id: str, entries: Sequence[Entry]) -> None:
+        from mlflow import entities
+
+        ModelStore(self._client, entities).apply(run_id, entries[0])
+
     def _apply_metrics(self, run_id: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Metric
 
@@ -375,11 +383,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _name(key: str) -> str:
-    """A key of the characters that every MLflow takes."""
-    return re.sub(r"[^\w\-./ ]", "_", key)[:250]
 
 
 def _value(value: Any) -> str:

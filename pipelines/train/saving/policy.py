@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
-from kineograph.store.checkpoints import CHECKPOINTS, COMPLETE, list_checkpoints, step_of
-from kineograph.store.commit import write_json
+from kineograph.progress import say
+from kineograph.store.checkpoints import (
+    Index,
+    is_complete,
+    list_checkpoints,
+    read_index,
+    remove_checkpoint,
+    step_of,
+)
 from pipelines.train.saving.config import CheckpointConfig
 
-METRICS = "metrics.json"
-"""In the folder of a run's checkpoints: what validation found, by step."""
 
-Found = dict[int, dict[str, float]]
-
-
-def kept_steps(steps: list[int], found: Mapping[int, Mapping[str, float]], config: CheckpointConfig) -> set[int]:
-    """Of the finished checkpoints' ``steps`` those that stay; ``found`` are metrics by step."""
+def kept_steps(steps: Collection[int], index: Index, config: CheckpointConfig) -> set[int]:
+    """Of the finished checkpoints' ``steps`` those that stay."""
     kept = set(sorted(steps)[-config.keep :])
     if config.keep_every:
         kept |= {step for step in steps if step % config.keep_every == 0}
-    if config.keep_best:
-        sign, name = (-1, config.best[1:]) if config.best.startswith("-") else (1, config.best)
-        known = {s: sign * found[s][name] for s in steps if math.isfinite(found.get(s, {}).get(name, math.nan))}
-        kept |= set(sorted(known, key=lambda step: (known[step], step))[: config.keep_best])
-    return kept
+    return kept | set(index.best_first(steps, config.best)[: config.keep_best])
 
 
-def prune(run: Path, config: CheckpointConfig) -> None:
-    """Delete the finished checkpoints that need not stay, and what killed saves left behind finished ones."""
-    folders = list_checkpoints(run)
-    finished = [folder for folder in folders if (folder / COMPLETE).is_file()]
-    kept = kept_steps([step_of(folder) for folder in finished], read_metrics(run), config)
-    for folder in folders:
-        is_left = folder not in finished and folder != folders[-1]
-        if is_left or (folder in finished and step_of(folder) not in kept):
-            (folder / COMPLETE).unlink(missing_ok=True)  # incomplete from the first file that goes
-            shutil.rmtree(folder)
+def finished_steps(run: Path) -> list[int]:
+    """Steps of the run's finished checkpoints, in order. Their bytes are not checked."""
+    return [step_of(folder) for folder in list_checkpoints(run) if is_complete(folder)]
 
 
-def read_metrics(run: Path) -> Found:
-    """What validation found, by step. A file that cannot be read is as none: it says which checkpoints are best alone."""
-    try:
-        raw = json.loads((run / CHECKPOINTS / METRICS).read_text(encoding="utf-8"))
-        return {int(step): dict(metrics) for step, metrics in raw.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
-def add_metrics(run: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Write down what validation found after ``step`` steps."""
-    found = read_metrics(run)
-    found[step] = {**found.get(step, {}), **metrics}
-    write_json(run / CHECKPOINTS / METRICS, {str(s): m for s, m in sorted(found.items())})
+def prune(run: Path, config: CheckpointConfig, newest: int, spare: int | None = None) -> None:
+    """Delete the checkpoints that need not stay, and what killed saves left. ``newest`` is the step that was saved last;
+    that of step ``spare`` stays for now."""
+    kept = kept_steps([step for step in finished_steps(run) if step <= newest], read_index(run), config)
+    for folder in list_checkpoints(run):
+        step = step_of(folder)
+        if step in kept or step == spare:
+            continue
+        if step > newest and is_complete(folder):  # it was there when the run went on from one before it
+            say(f"removing checkpoint {folder}: it was damaged, and {newest} steps are saved")
+        remove_checkpoint(folder)

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ class Beat:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         self._talk.tell([self._rank], "wake")
         self._thread.join()
@@ -97,7 +97,7 @@ class Beat:
                 self._stacks.write_unless_back_in(self._timeout_s / 2)
                 until = time.monotonic() + self._interval_s
                 while (message := self._talk.hear(until)) and not self._end.is_set():
-                    self._take(message)
+                    self._take(*message)
                 if self._rank in self._judges and not self._end.is_set():
                     self._judge(time.monotonic())
         except Exception as error:  # noqa: BLE001  training goes on without a watch rather than not at all
@@ -108,8 +108,7 @@ class Beat:
         still_s = time.monotonic() - mark.since
         return Sign(mark.step, mark.phase, still_s, mark.allowed_s, _waits_for_others(self._trains))
 
-    def _take(self, message: Sequence[Any]) -> None:
-        what, *values = message
+    def _take(self, what: str, *values: Any) -> None:
         if what == "sign" and values[0] in self._heard:
             rank, sign = values
             self._heard[rank] = (Sign(**sign), time.monotonic())

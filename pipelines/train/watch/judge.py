@@ -60,10 +60,9 @@ def judge(signs: Mapping[int, Sign], names: Sequence[str], silence_s: float) -> 
         return Verdict(silent, f"{'; '.join(parts)}: stopped or blocked, or its machine is gone")
     busy = {r: s for r, s in known.items() if not s.waits} or known
     rank, sign = max(busy.items(), key=lambda item: item[1].still_s)
-    if len(known) > 1 and len(busy) == len(known) and len({(s.step, s.phase) for s in known.values()}) == 1:
-        return Verdict(
-            (), f"all {len(known)} ranks have been in {sign.where} for {duration(sign.still_s)}: nobody is behind"
-        )
+    if len(known) > 1 and len(busy) == len(known) and len({s.where for s in known.values()}) == 1:
+        text = f"all {len(known)} ranks hang: {duration(sign.still_s)} in {sign.where}, nobody is behind"
+        return Verdict((), text)
     return Verdict((rank,), f"{names[rank]} hangs: {duration(sign.still_s)} in {sign.where}")
 
 
@@ -71,6 +70,10 @@ def table(signs: Mapping[int, Sign], names: Sequence[str]) -> str:
     """A line per rank: where it is, for how long, whether it waits or is silent."""
     lines = []
     for rank, sign in sorted(signs.items()):
-        notes = [" waits for others"] * sign.waits + [f" not heard for {sign.silent_s:.1f}s"] * (sign.silent_s > 1)
-        lines.append(f"{names[rank]}: {sign.where} for {sign.still_s:.1f}s of {sign.allowed_s:g}s{','.join(notes)}")
+        line = f"{names[rank]}: {sign.where} for {sign.still_s:.1f}s of {sign.allowed_s:g}s"
+        if sign.waits:
+            line += ", waits for others"
+        if sign.silent_s > 1:
+            line += f", not heard for {sign.silent_s:.1f}s"
+        lines.append(line)
     return "\n".join(lines)

@@ -15,14 +15,14 @@ from pipelines.train.watch.stop import StopRequest
 
 RESTARTS = "restarts.jsonl"
 
-Cause = Literal["ours", "error", "memory", "death", "start", "taken away", "no room"]
+Cause = Literal["ours", "error", "memory", "death", "start", "taken away", "no room", "room"]
 """An error of ours, which nothing heals; any other; want of memory; a process that ended; a group that did not come up; a
-machine that was taken away with notice; a cluster without room for the workers."""
+machine that was taken away with notice; a cluster without room for the workers; one with room for more of them."""
 
 
 @dataclass(frozen=True)
 class GroupFailure:
-    """That a group of workers failed."""
+    """Why a group of workers ended."""
 
     cause: Cause
     reason: str
@@ -73,7 +73,7 @@ class Restarts:
             self._in_a_row += 1
             starts_again = starts_again and (self._most == -1 or self._in_a_row <= self._most)
         if starts_again and not (failure.cause == "no room" and self._last == failure):  # waiting is said once
-            self._record(Restart(**asdict(failure), step=saved, in_a_row=self._in_a_row, time=time.time()))
+            record_restart(self._run, failure, saved, self._in_a_row)
         self._last = failure
         return starts_again
 
@@ -90,9 +90,12 @@ class Restarts:
         self._report = report
         return GroupFailure("death", f"{verdict_of(report)} (see {report.relative_to(self._run)})", failure.rank)
 
-    def _record(self, restart: Restart) -> None:
-        with open(self._run / RESTARTS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(restart)) + "\n")
+
+def record_restart(run: Path, why: GroupFailure, step: int, in_a_row: int = 0) -> None:
+    """Add a line to RUN/restarts.jsonl."""
+    restart = Restart(**asdict(why), step=step, in_a_row=in_a_row, time=time.time())
+    with open(run / RESTARTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(restart)) + "\n")
 
 
 def read_restarts(run: Path) -> list[Restart]:

@@ -52,6 +52,10 @@ class Request:
             self._is_set = self.path.exists()
         return self._is_set
 
+    def ask(self) -> None:
+        """Put the file there."""
+        self.path.touch()
+
     def take_back(self) -> None:
         """Remove the file, done or out of date."""
         self.path.unlink(missing_ok=True)

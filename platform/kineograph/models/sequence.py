@@ -1,8 +1,10 @@
 """Sequence parallelism: ranks that share the tokens of each clip, for videos too long for one of them.
 
-Dynamic sequence parallelism (DSP; Zhao et al. 2024). Attention in space needs whole frames, attention over time needs
-whole places, and the rest of a block looks at a token alone. So the tokens (B T S D) lie on the P ranks of a group by
-frames or by places, and turn from one to the other between the attentions: one all-to-all of a rank's 1/P of them.
+Dynamic sequence parallelism (DSP; Zhao et al. 2024). Attention over time needs whole places, attention in space whole
+frames, and the rest of a block looks at a token alone. So the tokens (B T S D) lie on the P ranks of a group by places,
+and what attention in space is given is turned to lie by frames, what it gives back to lie by places: two exchanges, each
+of a rank's 1/P of the tokens, in the precision in which attention computes. There are many more places than frames, so
+shares are even; the text and the modulation are whole on each rank.
 
 Each rank of a group is given the same batch and gives the same whole prediction, so what computes a loss need not know.
 The gradient of a parameter on one rank is that through its own tokens alone, and **the sum over the group is the gradient
@@ -24,9 +26,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-_groups: dict[str, SequenceGroup] = {}
-"""Of this process, by the name of their connections: an operation that can be compiled takes no objects."""
-
 
 @dataclass(frozen=True, eq=False)
 class SequenceGroup:
@@ -39,9 +38,6 @@ class SequenceGroup:
     """Ranks in the group, P."""
     replica: int
     """Which group of the world it is: the index of this rank's clips for data parallelism."""
-
-    def __post_init__(self) -> None:
-        _groups[self.group.group_name] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SequenceGroup:
         return self  # connections cannot be copied; copies of a model share them
@@ -85,41 +81,45 @@ def sequence_groups(world: int, size: int, timeout: timedelta | None = None) -> 
     return SequenceGroup(group, rank, size, replica)
 
 
+_groups: dict[str, SequenceGroup] = {}
+"""Of this process, by name: an operation that can be compiled takes no objects."""
+
+
 class TokenShards:
-    """How the tokens (B T S D) of a batch lie on the ranks of a group: by frames (B T/P S D) or by places (B T S/P D), up
-    to one frame or place more on the first ranks."""
+    """How the tokens (B T S D) of a batch lie on the ranks of a group: by places (B T S/P D), and for attention in space by
+    frames (B T/P S D), up to one place or frame more on the first ranks."""
 
     def __init__(self, group: SequenceGroup, frames: int, places: int) -> None:
         self.group, self.frames, self.places = group, frames, places
         # Kept as numbers: what is compiled then need not know how they follow from each other.
-        self.first_frame, self.own_frames = group.own(frames)
-        _, self.own_places = group.own(places)
+        _, self.own_frames = group.own(frames)
+        self.first_place, self.own_places = group.own(places)
         self.name = group.group.group_name
+        _groups[self.name] = group
 
-    def turn(self, x: Tensor, axis: str) -> Tensor:
-        """Tokens for attention along ``axis``: for space by frames what was by places, for time by places what was by
-        frames."""
-        if axis == "space":
-            return _turn(x, 2, self.places, self.own_frames, self.name)
-        return _turn(x, 1, self.frames, self.own_places, self.name)
+    def by_frames(self, x: Tensor) -> Tensor:
+        """Tokens that lie by places, by frames; in the dtype in which a layer takes them."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        return turn(x, 2, self.places, self.own_frames, self.name)
 
-    def cut(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Of what has all frames in ``dim`` those of this rank."""
-        return x.narrow(dim, self.first_frame, self.own_frames)
+    def by_places(self, x: Tensor) -> Tensor:
+        """Tokens that lie by frames, by places."""
+        return turn(x, 1, self.frames, self.own_places, self.name)
+
+    def cut(self, x: Tensor, dim: int) -> Tensor:
+        """Of what has all places in ``dim`` those of this rank."""
+        return x.narrow(dim, self.first_place, self.own_places).contiguous()  # so that the rest can go
 
     def gather(self, x: Tensor) -> Tensor:
         """Of tokens by places all (B T S D)."""
         return _Gather.apply(x, self.group, self.places, 2)
 
 
-def own_parts(parts: Sequence[Tensor], axis: str, shards: TokenShards | None) -> Sequence[Tensor]:
-    """Of modulation of all frames (B T …) that of the frames that this rank has in attention along ``axis``."""
-    return parts if shards is None or axis == "time" else [shards.cut(part) for part in parts]
-
-
 # To torch.compile an operation like any other: a block stays one graph.
 @torch.library.custom_op("kineograph::turn", mutates_args=())
-def _turn(x: Tensor, joined: int, whole: int, own: int, group: str) -> Tensor:
+def turn(x: Tensor, joined: int, whole: int, own: int, group: str) -> Tensor:
     """Cut x (B T S D) along one of its dims 1 and 2, which a rank has whole, into the ranks' shares, ``own`` for this one,
     and put together along the other, ``joined``, the ``whole`` of what the ranks send."""
     ranks = _groups[group]
@@ -134,7 +134,7 @@ def _turn(x: Tensor, joined: int, whole: int, own: int, group: str) -> Tensor:
     return received.view(whole, batch, own, width).movedim(0, joined).contiguous()
 
 
-@_turn.register_fake
+@turn.register_fake
 def _(x: Tensor, joined: int, whole: int, own: int, group: str) -> Tensor:
     batch, _, _, width = x.shape
     return x.new_empty((batch, whole, own, width) if joined == 1 else (batch, own, whole, width))
@@ -146,10 +146,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _turn_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-    return _turn(gradient, *ctx.back), None, None, None, None
+    return turn(gradient, *ctx.back), None, None, None, None
 
 
-_turn.register_autograd(_turn_back, setup_context=_remember)
+turn.register_autograd(_turn_back, setup_context=_remember)
 
 
 class _Gather(Function):

@@ -40,7 +40,7 @@ from kineograph.models.positions import (
     sincos_1d,
     sincos_2d,
 )
-from kineograph.models.sequence import SequenceGroup, TokenShards, own_parts
+from kineograph.models.sequence import SequenceGroup, TokenShards
 from kineograph.models.text_norm import TextNorm
 
 Axis = Literal["space", "time", "full"]
@@ -156,28 +156,28 @@ class STDiTBlock(nn.Module):
         shards: TokenShards | None = None,
     ) -> Tensor:
         """x (B T S D); ``shared`` (B T k D) is the modulation that all blocks share, to which each adds its own;
-        ``frame_code`` (T D) is for plain_time's first block. With ``shards`` x is the part of the tokens that the first
-        axis needs, and what comes out that of the last; all else is whole."""
+        ``frame_code`` (T D) is for plain_time's first block; with ``shards`` x is of this rank's places alone."""
         modulation = (shared + self.modulation).unsqueeze(3)  # B T k 1 D
-        parts = modulation.unbind(2)  # k times B T 1 D
-        for number, axis in enumerate(self.axes):
-            if shards is not None and number > 0:
-                x = shards.turn(x, axis)
-            is_plain = axis == "time" and self.plain_time
-            first = 0 if is_plain else 3 * number
-            shift, scale, gate = own_parts(parts[first : first + 3], axis, shards)
-            if is_plain:
+        parts = list(modulation.unbind(2))  # k times B T 1 D
+        gate = parts[2]
+        for axis in self.axes:
+            attention = self.attention[axis]
+            if axis == "time" and self.plain_time:
                 y = x if frame_code is None else x + frame_code[:, None]
             else:
+                shift, scale, gate = parts[:3]
+                del parts[:3]
                 y = modulate(layer_norm(x), shift, scale)
-            x = x + gate * _along(axis, self.attention[axis], y, angles)
+            x = x + gate * _along(axis, attention, y, angles, shards)
         x = x + self.cross(x.flatten(1, 2), text).view_as(x)
-        shift, scale, gate = own_parts(parts[-3:], self.axes[-1], shards)
+        shift, scale, gate = parts
         return x + gate * self.mlp(modulate(layer_norm(x), shift, scale))
 
 
-def _along(axis: Axis, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
+def _along(axis: Axis, attention: nn.Module, x: Tensor, angles: Angles, shards: TokenShards | None) -> Tensor:
     """Attention of x (B T S D) within each frame, of each place over time, or over everything."""
+    if axis == "space" and shards is not None:
+        return shards.by_places(_along(axis, attention, shards.by_frames(x), angles, None))
     b, t, s, _ = x.shape
     if axis == "space":
         return attention(x.flatten(0, 1), angles.space).unflatten(0, (b, t))
@@ -306,14 +306,14 @@ class STDiT(nn.Module):
         places = sincos_2d(rows, columns, self.config.width, self.config.period)
         angles, frame_code = self._positions_in_time(frames, rows, columns)
 
-        own = latents if shards is None else shards.cut(latents, dim=2)
-        x = self.embed_patches(patchify(own, patch)) + places.to(latents.dtype)  # B T S D
+        patches = patchify(latents, patch)
+        if shards is not None:
+            patches, places = shards.cut(patches, 2), shards.cut(places, 0)
+        x = self.embed_patches(patches) + places.to(latents.dtype)  # B T S D
         tokens, pooled = self._embed_text(text, text_mask)
         condition = self._condition(timestep, pooled, fps, size)  # B T D
         shared = self.shared_modulation(F.silu(condition)).unflatten(-1, (-1, self.config.width))  # B T k D
-        for number, block in enumerate(self.blocks):
-            if shards is not None and number > 0:
-                x = shards.turn(x, block_axes(self.config)[number][0])
+        for block in self.blocks:
             x = block(x, shared, tokens, angles, frame_code, shards)
             frame_code = None
         x = self.to_patches(self._modulate_last(x, condition, timestep))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from kineograph.models.measure import saved_for_backward
 from kineograph.models.sequence import SequenceGroup, sequence_groups
 from kineograph.models.stdit import STDiT, STDiTBlock, STDiTConfig
-from tests.kineograph.models.sequence_ranks import CASES, LONG, TEXT, C, inputs, loss, make
+from tests.kineograph.models.sequence_ranks import CASES, LONG, TEXT, C, inputs, loss, make, run
 
 COMPILED = "compiled and recomputed"
 RUNS = {  # world, ranks that share a clip, cases
@@ -59,26 +59,36 @@ def alone(case):
     """Output, gradients and bytes kept of one rank that has all tokens."""
     model, given = make(case), inputs(case)
     with saved_for_backward() as saved:
-        output = model(*given)
+        output = run(model, given, case)
     loss(output, case).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return output.detach(), gradients, saved.bytes
 
 
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name, (_, _, cases) in RUNS.items() for case in cases])
+EXACT = [(name, case) for name, (_, _, cases) in RUNS.items() for case in cases if case != "bf16"]
+
+
+@pytest.mark.parametrize(("name", "case"), EXACT)
 def test_output_and_gradients_are_those_of_one_rank(runs, name, case):
-    run = runs(name)
+    ranks = runs(name)
     output, gradients, _ = alone(case)
-    clips = len(output) // (run.world // run.size)
-    for rank in range(run.world):
-        found = run.tensors(case, rank)
-        mine = output[rank // run.size * clips :][:clips]
+    clips = len(output) // (ranks.world // ranks.size)
+    for rank in range(ranks.world):
+        found = ranks.tensors(case, rank)
+        mine = output[rank // ranks.size * clips :][:clips]
         torch.testing.assert_close(found.pop("output"), mine, atol=1e-5, rtol=1e-5)
         assert found.keys() == gradients.keys()
-        for parameter, gradient in found.items():  # summed over ranks, without any factor
-            torch.testing.assert_close(
-                gradient, gradients[parameter], atol=1e-5, rtol=1e-5, msg=lambda m, p=parameter: f"{p}: {m}"
-            )
+        for parameter, summed in found.items():  # over ranks, without any factor
+            error, size = (summed - gradients[parameter]).abs().max(), gradients[parameter].abs().max()
+            assert error <= 1e-4 * size + 1e-8, (parameter, error, size)
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_under_autocast_they_differ_by_rounding(runs, name):
+    found = runs(name).tensors("bf16", rank=1)
+    output, gradients, _ = alone("bf16")
+    for tensor, expected in [(found[name], gradients[name]) for name in gradients] + [(found["output"], output)]:
+        assert (tensor - expected).norm() <= 0.05 * expected.norm() + 1e-4
 
 
 def test_every_so_many_ranks_in_a_row_are_a_replica(runs):
@@ -90,27 +100,31 @@ class TestExchanges:
     """Of two joined blocks, or two pairs of alternating ones."""
 
     @pytest.mark.parametrize("name", ["two", "three"])
-    @pytest.mark.parametrize("case", ["joined", "alternating", "opensora v1", "recompute alternating"])
-    def test_are_two_a_block_but_one_in_the_first(self, runs, name, case):
+    @pytest.mark.parametrize("case", ["joined", "alternating", "opensora v1"])
+    def test_are_two_a_block(self, runs, name, case):
         for rank in runs(name).facts:
-            assert (rank[case]["forward"], rank[case]["backward"]) == (3, 3)
+            assert (rank[case]["forward"], rank[case]["backward"]) == (4, 4)
 
     def test_within_blocks_that_are_computed_again_are_done_again(self, runs):
-        for case in ("recompute block", "recompute selective", COMPILED):
-            assert [rank[case]["backward"] for rank in runs("two").facts] == [5, 5]
+        for case in ("recompute block", "recompute selective", "recompute alternating", COMPILED):
+            assert [rank[case]["backward"] for rank in runs("two").facts] == [8, 8]
 
     @pytest.mark.parametrize("case", ["whole clips", "a still", "stills", "one place"])
     def test_are_none_where_whole_clips_are_shared_out(self, runs, case):
         assert [rank[case]["forward"] for rank in runs("three").facts] == [0, 0, 0]
 
     def test_are_as_many_for_any_number_of_clips(self, runs):
-        assert {rank["several clips"]["forward"] for rank in runs("two").facts} == {3}
-        assert {rank["few clips"]["forward"] for rank in runs("three").facts} == {3}
+        assert {rank["several clips"]["forward"] for rank in runs("two").facts} == {4}
+        assert {rank["few clips"]["forward"] for rank in runs("three").facts} == {4}
 
     @pytest.mark.parametrize("case", ["a long clip", "a long clip alternating"])
     def test_send_a_quarter_of_the_tokens_between_two_ranks(self, runs, case):
         tokens = LONG["frames"] * (LONG["height"] // 2) * (LONG["width"] // 2)
-        assert [rank[case]["bytes"] for rank in runs("two").facts] == [14 * tokens * 64 * 4 / 4] * 2
+        assert [rank[case]["bytes"] for rank in runs("two").facts] == [16 * tokens * 64 * 4 / 4] * 2
+
+    def test_under_autocast_send_half(self, runs):
+        for rank in runs("two").facts:
+            assert rank["bf16"]["bytes"] == rank["alternating"]["bytes"] / 2
 
     def test_do_not_break_a_compiled_block(self, runs):
         facts = [rank[COMPILED] for rank in runs("two").facts]
@@ -121,9 +135,10 @@ class TestMemory:
     @pytest.mark.parametrize("name", ["two", "three"])
     @pytest.mark.parametrize("case", ["a long clip", "a long clip recomputed", "a long clip alternating"])
     def test_of_a_rank_is_its_share(self, runs, name, case):
-        run, (_, _, whole) = runs(name), alone(case)
-        for rank in run.facts:
-            assert rank[case]["kept"] / whole == pytest.approx(1 / run.size, rel=0.08)
+        """Nearly: text and modulation are whole on each."""
+        ranks, (_, _, whole) = runs(name), alone(case)
+        for rank in ranks.facts:
+            assert rank[case]["kept"] / whole == pytest.approx(1 / ranks.size, rel=0.1)
 
     def test_holds_a_clip_that_is_too_long_for_one_rank(self, runs):
         """What fits one rank is as long as one rank's share of the clip; the clip itself takes twice as much there."""
@@ -144,13 +159,6 @@ class TestWithoutAGroup:
         assert model(*given).shape == given[0].shape
 
 
-def connection(size):
-    group = SequenceGroup.__new__(SequenceGroup)
-    for name, value in {"group": None, "rank": 0, "size": size, "replica": 0}.items():
-        object.__setattr__(group, name, value)
-    return group
-
-
 class TestGroups:
     def test_of_one_are_none(self):
         assert sequence_groups(4, 1) is None
@@ -162,13 +170,13 @@ class TestGroups:
     def test_are_refused_where_each_token_attends_to_all(self):
         model = STDiT(STDiTConfig(in_channels=C, text_width=TEXT, width=16, heads=2, depth=1, layout="full"))
         with pytest.raises(ValueError, match="layout to joined or alternating"):
-            model.sequence = connection(2)
+            model.sequence = SequenceGroup(None, 0, 2, 0)
         model.sequence = None
         assert model.sequence is None
 
     @pytest.mark.parametrize(("count", "size", "shares"), [(5, 2, [3, 2]), (15, 4, [4, 4, 4, 3]), (1, 3, [1, 0, 0])])
     def test_share_evenly_up_to_one(self, count, size, shares):
-        assert connection(size).shares(count) == shares
+        assert SequenceGroup(None, 0, size, 0).shares(count) == shares
 
     @pytest.mark.parametrize(
         ("clips", "frames", "places", "by_clips"),
@@ -182,4 +190,4 @@ class TestGroups:
         ],
     )
     def test_share_clips_where_that_is_as_even(self, clips, frames, places, by_clips):
-        assert connection(4).is_for_clips(clips, frames, places) == by_clips
+        assert SequenceGroup(None, 0, 4, 0).is_for_clips(clips, frames, places) == by_clips

@@ -77,6 +77,21 @@ def test_workers_that_fit_are_not_refused(workers):
     check_room(WorkersConfig.model_validate(workers), {"CPU": 2.0})
 
 
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"count": 2, "least": 3}, "least 3 is more than count 2"),
+        ({"count": 3, "sequence_parallel": 2}, "count 3 is no multiple of sequence_parallel 2"),
+        ({"count": 4, "least": 1, "sequence_parallel": 2}, "least 1 is no multiple of sequence_parallel 2"),
+        ({"max_failures": -2}, "max_failures"),
+        ({"hang_timeout_s": 7200}, "must grow in this order"),
+    ],
+)
+def test_workers_that_make_no_sense_are_refused(workers, message):
+    with pytest.raises(ValueError, match=message):
+        WorkersConfig.model_validate(workers)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two")
 class TestRestarts:

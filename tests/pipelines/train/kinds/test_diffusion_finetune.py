@@ -121,6 +121,40 @@ def test_it_is_trained_saved_and_goes_on(imported, data, tmp_path, monkeypatch, 
         torch.testing.assert_close(tensors(resumed.run, file), expected, atol=0, rtol=0)
 
 
+def test_lora_trains_matrices_beside_the_weights_and_goes_on(imported, data, tmp_path, monkeypatch):
+    kind = opened("opensora-v3", imported, data, tmp_path / "train", lora={"rank": 2})
+    kind.check()
+    plain, trained_numbers = kind.count_parameters()
+    assert 0 < trained_numbers < plain / 10
+    kind.prepare()
+    train(kind, monkeypatch)
+    trained = {file: tensors(kind.run, file) for file in ("model", "ema", "optimizer", "extra-average")}
+    theirs = load_file(next(imported["opensora-v3"].glob("checkpoints/*/ema.safetensors")))
+    adapters = {name for name in trained["model"] if ".lora_" in name}
+    assert trained["model"].keys() - adapters == theirs.keys()
+    assert all(torch.equal(trained["model"][name], tensor) for name, tensor in theirs.items())
+    assert {name.split(".", 1)[1] for name in trained["optimizer"] if "." in name} == adapters
+    changed = {name for name, tensor in theirs.items() if not torch.equal(trained["ema"][name], tensor)}
+    assert changed == {name.replace(".lora_A", "") for name in adapters if ".lora_A" in name}
+    TextToVideo.load(kind.run)  # which knows nothing of adapters
+
+    resumed = opened("opensora-v3", imported, data, tmp_path / "resumed", lora={"rank": 2})
+    shutil.copytree(kind.run, resumed.run)
+    shutil.rmtree(checkpoint_folder(resumed.run, STEPS))
+    assert check_resume(resumed) == 2
+    train(resumed, monkeypatch)
+    for file, expected in trained.items():
+        torch.testing.assert_close(tensors(resumed.run, file), expected, atol=0, rtol=0)
+
+
+def test_another_rank_of_lora_does_not_go_on(imported, data, tmp_path, monkeypatch):
+    kind = opened("opensora-v3", imported, data, tmp_path / "train", lora={"rank": 2}, steps=2)
+    kind.prepare()
+    train(kind, monkeypatch)
+    with pytest.raises(UserError, match="lora.rank is 4, it was 2"):
+        check_resume(opened("opensora-v3", imported, data, tmp_path / "train", lora={"rank": 4}, steps=4))
+
+
 def test_what_was_trained_generates(imported, data, tmp_path, monkeypatch):
     kind = opened("dit", imported, data, tmp_path / "train", steps=2)
     kind.prepare()

@@ -24,10 +24,10 @@ def main(rank, world, folder, hang):
     with Beat(folder, workers) as beat:
         for step in range(10_000):
             beat.phase("loading", step)
-            if step == HANG_AT and rank == 1 and hang == "loop":
+            if step == HANG_AT and rank == world - 1 and hang == "loop":
                 while True:
                     time.sleep(0.01)
-            if step == HANG_AT and rank == 1 and hang == "lock":
+            if step == HANG_AT and rank == world - 1 and hang == "lock":
                 ctypes.PyDLL(None).sleep(600)  # in C, and it keeps the interpreter's lock
             beat.phase("forward", step)
             time.sleep(0.02)
@@ -36,11 +36,10 @@ def main(rank, world, folder, hang):
                 time.sleep(6)
             beat.phase("update", step)
             dist.all_reduce(torch.ones(1))
-            if rank == 0:
-                (folder / "step").write_text(str(step))
-            if step == 200 or (hang == "looking" and step == 20):
+            if rank == 0 and step == 30:  # everybody has been heard since the start
+                (folder / "warm").touch()
+            if hang == "looking" and step == 20:
                 break
-    (folder / f"done-{rank}").touch()
 
 
 if __name__ == "__main__":

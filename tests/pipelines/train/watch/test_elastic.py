@@ -39,7 +39,9 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(cluster
         wait_until(lambda: groups(tmp_path) == [2, 1, 2], training)
         (tmp_path / STOP).touch()
         assert isinstance(training.result(), Stopped)
-    assert [r.in_a_row for r in read_restarts(tmp_path) if r.cause != "no room"] == [1]
+    restarts = [r for r in read_restarts(tmp_path) if r.cause != "no room"]
+    assert [r.in_a_row for r in restarts] == [1, 0]
+    assert restarts[1].reason == "there is room for 2 workers"
 
 
 def wait_until(is_true, training):
