@@ -35,15 +35,13 @@ from pipelines.train.plan.plan import Slot, StepPlan
 from pipelines.train.registry import load_train_recipe, open_kind
 from pipelines.train.tally import Totals
 
-STEPS = 10
-"""Of a turn: as many as between two lines of the log."""
-CPUS = 1
-
 
 class Turns:
     """This peer's end of its pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        """``steps`` are those of a turn."""
+        self._steps = steps
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever a library prints is no answer
         self._losses: list[float] = []
@@ -52,10 +50,10 @@ class Turns:
     def step(self, loss: float) -> None:
         """A step is done. At a turn's last one: tell of it, and wait for the next turn, or end."""
         self._losses.append(loss)
-        if len(self._losses) < STEPS:
+        if len(self._losses) < self._steps:
             return
         wall_s, queued_s, cpu_s = (now - at for now, at in zip(_clocks(), self._at, strict=True))
-        answer = {"wall_s": wall_s, "queued_s": queued_s, "cpu_s": cpu_s, "losses": self._losses}
+        answer = {"time": wall_s - queued_s, "wall": wall_s, "cpu": cpu_s, "losses": self._losses}
         print(json.dumps(answer), file=self._answers, flush=True)
         if not sys.stdin.readline():
             raise SystemExit(0)
@@ -139,11 +137,11 @@ def _draw_plainly() -> None:
 def main(peer: str, job: Path) -> None:
     given = json.loads(job.read_text())
     config, run = load_train_recipe(recipe_path("train", "demo"), given["set"]), Path(given["run"])
-    torch.set_num_threads(CPUS)
+    torch.set_num_threads(1)
     kind = open_kind(config, given["data"], run)
     kind.prepare()
     keep_costs(run, kind.costs.model, kind.costs.source)
-    turns = Turns()
+    turns = Turns(given["turn"])
     if peer == "engine":
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{run / 'store'}", rank=0, world_size=1)

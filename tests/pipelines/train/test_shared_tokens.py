@@ -65,7 +65,9 @@ def test_two_ranks_that_share_clips_take_the_steps_of_one(data, alone, tmp_path,
     torch.testing.assert_close(theirs, weights, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("model", [{"layout": "full", "width": 32, "heads": 2}, {"preset": "dit-s/2", "condition": "text"}])
+@pytest.mark.parametrize(
+    "model", [{"layout": "full", "width": 32, "heads": 2}, {"preset": "dit-s/2", "condition": "text"}]
+)
 def test_what_cannot_share_is_refused(data, tmp_path, model):
     config = parse_train_recipe({**RECIPE, "model": model, "workers": {"count": 2, "sequence_parallel": 2}})
     with pytest.raises(UserError, match=r"set workers\.sequence_parallel=1"):

@@ -151,7 +151,7 @@ def test_another_rank_of_lora_does_not_go_on(imported, data, tmp_path, monkeypat
     kind = opened("opensora-v3", imported, data, tmp_path / "train", lora={"rank": 2}, steps=2)
     kind.prepare()
     train(kind, monkeypatch)
-    with pytest.raises(UserError, match="lora.rank is 4, it was 2"):
+    with pytest.raises(UserError, match=r"lora\.rank is 4, it was 2"):
         check_resume(opened("opensora-v3", imported, data, tmp_path / "train", lora={"rank": 4}, steps=4))
 
 

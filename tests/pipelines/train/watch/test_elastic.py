@@ -31,13 +31,15 @@ def cluster(monkeypatch):
 def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(cluster, tmp_path):
     with ThreadPoolExecutor() as pool:
         training = pool.submit(train, tmp_path, steps=100_000, least=1, room_every_s=3)
-        wait_until(lambda: saved_steps(tmp_path) >= 3, training)
-        (lost,) = cluster.worker_nodes
-        cluster.remove_node(lost, allow_graceful=False)
-        wait_until(lambda: groups(tmp_path) == [2, 1], training)
-        cluster.add_node(num_cpus=1)
-        wait_until(lambda: groups(tmp_path) == [2, 1, 2], training)
-        (tmp_path / STOP).touch()
+        try:
+            wait_until(lambda: saved_steps(tmp_path) >= 3, training)
+            (lost,) = cluster.worker_nodes
+            cluster.remove_node(lost, allow_graceful=False)
+            wait_until(lambda: groups(tmp_path) == [2, 1], training)
+            cluster.add_node(num_cpus=1)
+            wait_until(lambda: groups(tmp_path) == [2, 1, 2], training)
+        finally:
+            (tmp_path / STOP).touch()
         assert isinstance(training.result(), Stopped)
     restarts = [r for r in read_restarts(tmp_path) if r.cause != "no room"]
     assert [r.in_a_row for r in restarts] == [1, 0]
