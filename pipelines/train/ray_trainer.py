@@ -221,13 +221,16 @@ class Elastic(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        saved = saved_steps(self._run) if self._waiting else 0
-        if self._waiting and saved > self._waiting[1]:
-            decision = self._waiting[0]
-            record_restart(self._run, GroupFailure("room", f"there is room for {decision.num_workers} workers"), saved)
-            return decision
+        if self._waiting:
+            grow, since = self._waiting
+            saved = saved_steps(self._run)
+            if saved == since:
+                return NoopDecision()
+            self._waiting = None
+            record_restart(self._run, GroupFailure("room", f"there is room for {grow.num_workers} workers"), saved)
+            return grow
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if isinstance(decision, ResizeDecision) and not self._waiting:
+        if isinstance(decision, ResizeDecision):
             decision = self._rounded(decision)
             if decision.num_workers > worker_group_state.num_workers:
                 self._waiting = decision, saved_steps(self._run)

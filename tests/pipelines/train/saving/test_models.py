@@ -54,7 +54,11 @@ def test_every_checkpoint_is_one_with_its_digests_and_scores(uri, tmp_path):
     found = models(uri, tracker.run_id)
     assert {step: m.tags["state"] for step, m in found.items()} == {1: "kept", 2: "deleted", 3: "kept"}
     assert [m.name for _, m in sorted(found.items())] == [f"one-step-{step:08d}" for step in (1, 2, 3)]
-    assert {step: [metric.value for metric in m.metrics or ()] for step, m in found.items()} == {1: [0.1], 2: [0.3], 3: []}
+    assert {step: [metric.value for metric in m.metrics or ()] for step, m in found.items()} == {
+        1: [0.1],
+        2: [0.3],
+        3: [],
+    }
     folder, tags = checkpoint_folder(run, 3), found[3].tags
     digests = json.loads((folder / DIGESTS).read_text())
     assert (tags["path"], tags["copy"]) == (str(folder), f"{copies}/checkpoints/step-00000003")
