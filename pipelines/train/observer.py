@@ -127,6 +127,7 @@ class Observer:
             **{n: sum(values) / len(values) for n, values in kept.items()},
             "learning_rate": window[-1].lr,
             "clips_per_s": sum(f.clips for f in window) / took,
+            "tokens": sum(f.tokens for f in window) / len(window),
             "tokens_per_s": sum(f.tokens for f in window) / took,
             "step_s": took / len(window),
             "data_wait_share": sum(f.waited_s for f in window) / took,

@@ -39,7 +39,8 @@ class Silent:
     def log_nothing(self, *_, **__):
         pass
 
-    log_params = log_metrics = log_dataset = log_file = log_image = log_model = set_tags = finish = log_nothing
+    log_params = log_metrics = log_dataset = log_file = log_image = log_nothing
+    log_model = keep_models = set_tags = finish = log_nothing
 
 
 @pytest.fixture(scope="module", autouse=True)
