@@ -92,6 +92,7 @@ class Engine:
         self.module: Any = self._engine.module
         self.device: torch.device = self._engine.device
         self._losses = torch.zeros((), device=self.device)
+        self._last_inputs: tuple[Any, ...] = ()
         for weights in self._flat_weights():  # Adam would make its state at the first step, when memory may run out
             self._adam.state[weights] = {
                 STEP: torch.zeros((), device=weights.device),
@@ -103,7 +104,18 @@ class Engine:
     def __call__(self, *inputs: Any) -> Any:
         """What the module's ``forward`` gives: what a loss is computed from as tensors, or in a tuple, list or dict, since
         DeepSpeed prepares for the backward pass where the gradient reaches them."""
+        self._last_inputs = inputs if self.needs_equal_calls else ()
         return self._engine(*inputs)
+
+    @property
+    def needs_equal_calls(self) -> bool:
+        """Whether all ranks must call the module equally often between updates: in every call under stage 3 they send each
+        other its weights."""
+        return self._stage == 3
+
+    def call_for_others(self) -> Tensor:
+        """0 as part of a loss, from a call more with the first clip of the last one, for ranks that call more often."""
+        return 0 * self._engine(*(part[:1] for part in self._last_inputs)).sum()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss`` to what the step has so far, in fp32.

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from kineograph.diffusion.random import seed_of
 from kineograph.models.execution import prepare
 from kineograph.models.sequence import sequence_groups
+from kineograph.progress import say
 from kineograph.store.checkpoints import latest_checkpoint
 from pipelines.train.average import Average
 from pipelines.train.config import TrainConfig
@@ -104,11 +105,13 @@ class Worker:
                 loaded = [first, *islice(loading, len(work.micro_batches) - 1)]
                 totals, update, lr = self._train_step(work, loaded)
             self.step += 1
+            for one in loaded:
+                for line in one.damaged:
+                    say(line)
             if self._sight:
                 waited = sum(one.wait_s for one in loaded)
-                damaged = [line for one in loaded for line in one.damaged]
                 took = time.perf_counter() - began
-                self._sight.after_step(self._facts(work, totals, update, lr, took, waited, damaged))
+                self._sight.after_step(self._facts(work, totals, update, lr, took, waited))
             self._save_and_look(totals)
             if "stop" in totals.flags:
                 return "KILLED"
@@ -124,12 +127,15 @@ class Worker:
         tally = Tally(self.kind.plan.buckets, self.kind.mean_names(), self.engine.device)
         # The engine averages gradients over ranks; ours are parts of a mean over all clips and are to be added.
         scale = self.world / self._clips(work, loaded)
-        for micro_batch, one in zip(work.micro_batches, loaded, strict=True):
+        for number, (micro_batch, one) in enumerate(zip(work.micro_batches, loaded, strict=True)):
             weights = one.weights.to(self.engine.device) * (not micro_batch.is_padding)
             self._beat.phase("forward", self.step)
             losses = self.kind.losses(self.engine, one.batch.to(self.engine.device), one.slots, work.plan)
+            loss = (losses.total * weights).sum() * scale
+            for _ in range(self._calls_missing(work, number)):
+                loss = loss + self.engine.call_for_others()
             self._beat.phase("backward", self.step)
-            self.engine.backward((losses.total * weights).sum() * scale)
+            self.engine.backward(loss)
             if not micro_batch.is_padding:
                 tally.add(micro_batch.stretch.bucket, losses, one.slots, weights)
         self._beat.phase("update", self.step)
@@ -142,6 +148,13 @@ class Worker:
         if not update.is_skipped:
             self.average.update(self.step + 1)
         return totals, update, lr
+
+    def _calls_missing(self, work: Work, number: int) -> int:
+        """How much oftener others call the model in their micro-batch ``number``, where that must not be."""
+        if not self.engine.needs_equal_calls:
+            return 0
+        mine = self.kind.calls(work.micro_batches[number].stretch.bucket)
+        return max(map(self.kind.calls, work.deal.rounds.buckets(number))) - mine
 
     def _clips(self, work: Work, loaded: Sequence[Loaded]) -> float:
         """Clips that count in the step, over all ranks."""
@@ -203,7 +216,7 @@ class Worker:
         return load_state(chosen[0]) if chosen[0] is not None else None
 
     def _facts(
-        self, work: Work, totals: Totals, update: Update, lr: float, took_s: float, waited_s: float, damaged: list[str]
+        self, work: Work, totals: Totals, update: Update, lr: float, took_s: float, waited_s: float
     ) -> StepFacts:
         stretches = work.plan.stretches
         return StepFacts(
@@ -211,6 +224,7 @@ class Worker:
             means=totals.means,
             clips=work.plan.clips,
             fingerprint=totals.clips,
+            left_out=totals.left_out,
             tokens=sum(s.count * self.kind.tokens(s.bucket) for s in stretches),
             flops=sum(s.count * self.kind.flops(s.bucket, totals.means) for s in stretches),
             gradient_norm=update.gradient_norm,
@@ -219,5 +233,4 @@ class Worker:
             balance={"imbalance": work.deal.imbalance, "imbalance_by_round": work.deal.imbalance_by_round},
             took_s=took_s,
             waited_s=waited_s,
-            damaged=damaged,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class StepFacts:
     clips: int
     fingerprint: str
     """Of which clips they were (Totals.clips)."""
+    left_out: int
+    """Of them, since they are damaged."""
     tokens: int
     flops: float
     gradient_norm: float
@@ -42,8 +44,6 @@ class StepFacts:
     took_s: float
     waited_s: float
     """Of them for data, on rank 0."""
-    damaged: list[str] = field(default_factory=list)
-    """Clips that rank 0 left out, and why."""
 
 
 class Observer:
@@ -52,7 +52,7 @@ class Observer:
     def __init__(self, kind: Kind[Any], step: int, world: int) -> None:
         self.run, self.config, self.kind = kind.run, kind.config, kind
         self._window: list[StepFacts] = []
-        self._skipped, self._damaged = 0, 0
+        self._skipped, self._left_out = 0, 0
         device = kind.device
         self._peak = world * peak_flops(device, self.config.precision)
         self._recompute = recompute_factor(self.config.execution)
@@ -80,9 +80,7 @@ class Observer:
         """Count one step; every tracking.log_every steps the means over them are written."""
         self._window.append(facts)
         self._skipped += facts.is_skipped
-        self._damaged += len(facts.damaged)
-        for line in facts.damaged:
-            say(line)
+        self._left_out += facts.left_out
         if facts.is_skipped:
             say(f"step {facts.step} is skipped: its gradient is not finite")
         if facts.step % self.config.tracking.log_every == 0 or facts.step == self.config.steps:
@@ -134,16 +132,20 @@ class Observer:
             "mfu": mfu,
             "hfu": mfu * self._recompute,
             "skipped_steps": self._skipped,
-            "damaged_clips": self._damaged,
+            "damaged_clips": self._left_out,
         }
 
     def _drop_metrics_after(self, step: int) -> None:
-        """Forget what a killed start logged beyond its last checkpoint: those steps are done again."""
+        """Forget what a killed start logged beyond its last checkpoint: those steps are done again. What it counted up to
+        there is counted on."""
         path = self.run / METRICS
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_text(path, "".join(kept))
+            if kept:
+                last = json.loads(kept[-1])
+                self._skipped, self._left_out = last["skipped_steps"], last["damaged_clips"]
 
 
 def read_state(run: Path) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from pipelines.train.preflight import preflight, preflight_text
 from pipelines.train.registry import open_kind
 from pipelines.train.saving.fetch import prepare_upload
 
+WORLDS = (8, 64, 512)
+"""Numbers of ranks that --plan shows."""
+
 
 def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict[str, Any]:
     """Train on the curation run ``data`` (else the recipe's) into ``out``, from its last checkpoint if it has one.
@@ -55,24 +58,33 @@ def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict
 
 
 def plan(
-    config: TrainConfig, data: str | Path | None, out: str | Path, worlds: Sequence[int] = (), steps: int = 1000
+    config: TrainConfig, data: str | Path | None, out: str | Path, worlds: Sequence[int] | None = (), steps: int = 1000
 ) -> dict[str, Any]:
-    """What :func:`train` would train, in numbers, and how ``steps`` steps would be dealt to numbers of ranks, ``worlds``.
+    """What :func:`train` would train, in numbers, and how ``steps`` steps would be dealt to numbers of ranks, ``worlds``;
+    None: to 8, 64 and 512, as far as a step has clips for them.
 
     Raises UserError as it would; writes nothing.
     """
     run = Path(out).resolve()
     kind = open_kind(config, dataset_place(config, data), run)
     facts = preflight(kind)
+    if worlds is None:
+        copies = config.workers.sequence_parallel
+        fit = [ranks for ranks in WORLDS if ranks % copies == 0 and ranks // copies <= facts["clips_per_step"]]
+        worlds = fit or [config.workers.count]
     if worlds:
         facts["balance"] = [simulation(kind, ranks, steps) for ranks in worlds]
     return facts
 
 
 def simulation(kind: Kind[Any], ranks: int, steps: int) -> dict[str, Any]:
-    """How the first ``steps`` steps would be dealt to ``ranks``. Raises UserError where they have too few clips."""
+    """How the first ``steps`` steps would be dealt to ``ranks``. Raises UserError where they have too few clips, or are no
+    multiple of workers.sequence_parallel."""
     costs, tokens = kind.costs, {bucket: kind.tokens(bucket) for bucket in kind.plan.buckets}
-    replicas = max(1, ranks // kind.config.workers.sequence_parallel)
+    copies = kind.config.workers.sequence_parallel
+    if ranks % copies:
+        raise UserError(f"--ranks {ranks} is no multiple of workers.sequence_parallel {copies}")
+    replicas = ranks // copies
     return {
         **simulate(kind.plan, costs.model, replicas, steps, costs.most, kind.needs_all_ranks, tokens),
         "ranks": ranks,
@@ -144,7 +156,8 @@ def _run(kind: Kind[Any], done: int) -> None:
     from pipelines.train.ray_trainer import run_workers
 
     workers = kind.config.workers
-    say(f"starting {workers.count} workers" + (f" at step {done}" if done else ""))
+    many = f"{workers.count}" if workers.fewest == workers.count else f"{workers.fewest} to {workers.count}"
+    say(f"starting {many} workers" + (f" at step {done}" if done else ""))
     start_ray()
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(kind, done, stop), daemon=True)
@@ -159,9 +172,10 @@ def _run(kind: Kind[Any], done: int) -> None:
 def _follow(kind: Kind[Any], done: int, stop: threading.Event) -> None:
     """Show the steps that rank 0 writes down as they come."""
     progress: Progress | None = None
+    old = _last_line(kind.run / METRICS)  # perhaps of a step that is to be done again
     while not stop.wait(0.5) or progress is not None:
         last = _last_line(kind.run / METRICS)
-        if last is not None and last["step"] > done:
+        if last is not None and last != old and last["step"] > done:
             if progress is None:  # the clock starts with the first steps, not with the start of the workers
                 progress = Progress("training", kind.config.steps, "steps", done=last["step"])
             known = {**read_state(kind.run).get("validation", {}), **last}

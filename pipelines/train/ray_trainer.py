@@ -1,7 +1,11 @@
-"""The only file that knows Ray Train: start the workers, start them again when one dies, return the error that matters."""
+"""Start the workers, start them again when one dies, return the error that matters.
+
+Ray Train is known here, and its errors in watch/failures.py; nowhere else.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -15,20 +19,19 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from kineograph.errors import Failure, KineographError, UserError
 from pipelines.train.watch.events import Events
-from pipelines.train.watch.restarts import Cause, GroupFailure, Restarts, record_restart, saved_steps
+from pipelines.train.watch.failures import as_ours, explain, one_line
+from pipelines.train.watch.restarts import GroupFailure, Restarts, record_restart, saved_steps
 from pipelines.train.watch.stop import StopRequest, stopped, stopped_by_signals
 from pipelines.train.workers import WorkersConfig
 
-CONSEQUENCES = ("gloo", "NCCL", "Connection", "Broken pipe", "TCPStore", "Socket")
-"""Words of errors that a rank gets when another one is gone."""
-SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "low on memory")
+DEATHS = ("died or was killed", "Raylet is terminated")
+"""Words of what Ray prints when a process or a machine is gone, the last with its log."""
 
 
 def run_workers(
@@ -58,7 +61,7 @@ def run_workers(
         raise stopped(run, saved_steps(run) if left_at is None else left_at)
     StopRequest(run).take_back()  # it came when all was done
     if isinstance(fitting.error, ray.train.TrainingFailedError):
-        raise events.hang() or _as_ours(fitting.error) from fitting.error
+        raise events.hang() or as_ours(fitting.error) from fitting.error
     if fitting.error is not None:
         raise fitting.error
 
@@ -71,7 +74,7 @@ def run_once(task: Callable[[dict[str, Any]], None], job: dict[str, Any], worker
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, KineographError):
             raise error.cause from error
-        raise Failure(f"measuring failed: {_one_line(error.cause)[-300:]}") from error
+        raise Failure(f"measuring failed: {one_line(error.cause)[-300:]}") from error
 
 
 class Fitting(threading.Thread):
@@ -98,7 +101,7 @@ class Aside:
     def write(self, text: str) -> int:
         """What ``print`` writes: a line, then its end."""
         if text != "\n":
-            self._is_dropped = "(raylet)" in text and "died or was killed" in text
+            self._is_dropped = "(raylet)" in text and any(words in text for words in DEATHS)
         return len(text) if self._is_dropped else sys.stderr.write(text)
 
     def flush(self) -> None:
@@ -152,6 +155,7 @@ def _trainer(
 
 def _train(job: dict[str, Any]) -> None:
     os.dup2(2, 1)  # what libraries print here is a log: the driver's stdout is for its facts
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train shows what any library remarks
     from pipelines.train.loop import train_worker
 
     train_worker(job)
@@ -165,6 +169,8 @@ def _environment(workers: WorkersConfig) -> Iterator[None]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": min(2.0, 0.25 + workers.count / 100),
         # A process that does not answer: the ranks notice it first, unless there is but one.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": workers.hang_timeout_s + 10,
+        # What is printed is logged, and printed too where a library has put something of its own in place of stderr.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": 0,
     }
     if workers.fewest < workers.count:
         # Ray may think for a while that a lost machine is there: then it asks again how many workers there is room for.
@@ -211,30 +217,33 @@ class Elastic(ElasticScalingPolicy):
     def __init__(self, scaling: ray.train.ScalingConfig, workers: WorkersConfig, run: Path) -> None:
         super().__init__(scaling)
         self._multiple, self._run = workers.sequence_parallel, run
-        self._waiting: tuple[ResizeDecision, int] | None = None  # to grow, and the newest checkpoint then
+        self._room_since: int | None = None
+        """The newest checkpoint when there was room for more workers first."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        self._waiting = None
+        self._room_since = None
         decision = super().make_decision_for_non_running_worker_group()
         return self._rounded(decision) if isinstance(decision, ResizeDecision) else decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        if self._waiting:
-            grow, since = self._waiting
-            saved = saved_steps(self._run)
-            if saved == since:
+        saved = saved_steps(self._run)
+        if self._room_since is not None:
+            if saved == self._room_since:
+                self._maybe_send_resource_request()  # or what is reserved would be given away
                 return NoopDecision()
-            self._waiting = None
-            record_restart(self._run, GroupFailure("room", f"there is room for {grow.num_workers} workers"), saved)
-            return grow
+            self._latest_monitor_time = float("-inf")  # look again now: there may be less room than there was
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if isinstance(decision, ResizeDecision):
-            decision = self._rounded(decision)
-            if decision.num_workers > worker_group_state.num_workers:
-                self._waiting = decision, saved_steps(self._run)
-        return NoopDecision()
+        grown = self._rounded(decision) if isinstance(decision, ResizeDecision) else None
+        if grown is None or grown.num_workers <= worker_group_state.num_workers:
+            self._room_since = None
+            return NoopDecision()
+        if self._room_since is None:
+            self._room_since = saved
+            return NoopDecision()
+        record_restart(self._run, GroupFailure("room", f"there is room for {grown.num_workers} workers"), saved)
+        return grown
 
     def _rounded(self, decision: ResizeDecision) -> ResizeDecision:
         return ResizeDecision(decision.num_workers // self._multiple * self._multiple, decision.resources_per_worker)
@@ -250,76 +259,3 @@ class Retries(FailurePolicy):
     def make_decision(self, training_failed_error: ray.train.TrainingFailedError) -> FailureDecision:
         starts_again = self._restarts.after(explain(training_failed_error))
         return FailureDecision.RETRY if starts_again else FailureDecision.RAISE
-
-
-def explain(error: Any) -> GroupFailure:
-    """What failed, in our words."""
-    if isinstance(error, ray.train.PreemptionError):
-        return GroupFailure("taken away", f"a machine is taken away (ranks {error.preemption_info.preempted_ranks})")
-    if isinstance(error, ray.train.ControllerError):
-        failure = error.controller_failure
-        if isinstance(failure, WorkerGroupStartupTimeoutError):
-            return GroupFailure("no room", f"there is no room for {failure.num_workers} workers now")
-        if isinstance(failure, WorkerGroupStartupFailedError):
-            return GroupFailure("start", "a training worker died while it started")
-        return GroupFailure("ours", _one_line(failure))
-    rank, first = _first(error.worker_failures)
-    reason = _one_line(first)
-    if _is_death(first):
-        reason = "its process ended"
-    elif _is_consequence(first):  # the worker that ended has not been noticed yet
-        reason = "it lost the connection to another one"
-    return GroupFailure(_cause_of(first), f"a training worker died (rank {rank}: {reason[:200]})", rank)
-
-
-def _cause_of(error: Exception) -> Cause:
-    if isinstance(error, KineographError):
-        return "ours"
-    if isinstance(error, ray.exceptions.RayActorError) and error.preempted:
-        return "taken away"
-    if isinstance(error, MemoryError) or any(words in str(error) for words in SHORT_OF_MEMORY):
-        return "memory"
-    return "death" if _is_death(error) else "error"
-
-
-def _as_ours(error: BaseException) -> KineographError:
-    """The error of a worker that matters, as one of ours."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
-    if not failures:
-        return Failure(f"training failed: {_one_line(error)[-300:]}")
-    rank, first = _first(failures)
-    if isinstance(first, KineographError):
-        return first
-    if _is_death(first):
-        return Failure(
-            f"the process of training worker {rank} ended, perhaps for want of memory: "
-            "run the same command again to go on from the last checkpoint"
-        )
-    return Failure(f"a training worker failed: {type(first).__name__}: {_one_line(first)[-300:]}")
-
-
-def _first(failures: dict[int, Exception]) -> tuple[int, Exception]:
-    """Rank and error of the worker that failed first: when one fails, the others fail at their next message to it."""
-    originals = {rank: _original(failure) for rank, failure in sorted(failures.items())}
-    return min(originals.items(), key=lambda item: _is_consequence(item[1]))
-
-
-def _original(failure: Exception) -> Exception:
-    """What Ray Train wrapped: an exception of ours, or the death of an actor."""
-    for name in ("base_exc", "_base_exc", "health_check_failure", "failure"):
-        inner = getattr(failure, name, None)
-        if isinstance(inner, Exception):
-            return _original(inner)
-    return failure
-
-
-def _is_consequence(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in CONSEQUENCES)
-
-
-def _is_death(error: Exception) -> bool:
-    return isinstance(error, ray.exceptions.RayActorError)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

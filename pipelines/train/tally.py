@@ -27,11 +27,12 @@ class Tally:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._ids = [0, 0]
+        self._left_out = 0
         self._flags = dict.fromkeys(FLAGS, 0.0)
         self._device = device
 
     def add(self, bucket: Bucket, losses: Losses, slots: Sequence[Slot], weights: Tensor) -> None:
-        """Count a micro-batch; ``weights`` (B) are 0 for clips that count for nothing."""
+        """Count a micro-batch; ``weights`` (B) are 0 for clips that are left out."""
         media = "loss_image" if bucket.is_image else "loss_video"
         total = losses.total.detach()
         for name in ("loss", media, f"loss_{bucket.name}"):
@@ -44,6 +45,8 @@ class Tally:
             if weight:
                 low, high = _halves(slot)
                 self._ids = [self._ids[0] + low, self._ids[1] + high]
+            else:
+                self._left_out += 1
 
     def ask(self, flag: str) -> None:
         """Ask something of all ranks."""
@@ -55,7 +58,7 @@ class Tally:
         names = [*self._fixed, *parts]
         zero = torch.zeros((), device=self._device)
         numbers = [*(self._sums.get(n, zero) for n in names), *(self._counts.get(n, zero) for n in names)]
-        local = [float(i) for i in self._ids] + [self._flags[flag] for flag in FLAGS]
+        local = [float(n) for n in (*self._ids, self._left_out)] + [self._flags[flag] for flag in FLAGS]
         vector = torch.cat(
             [
                 torch.stack([n.to(self._device, torch.float64) for n in numbers]),
@@ -67,10 +70,9 @@ class Tally:
         values = vector.tolist()
         size = len(names)
         means = {n: values[i] / values[size + i] for i, n in enumerate(names) if values[size + i]}
-        low, high, *flags = values[2 * size :]
-        return Totals(
-            means, _fingerprint(low / copies, high / copies), {f for f, v in zip(FLAGS, flags, strict=True) if v}
-        )
+        low, high, left_out, *flags = values[2 * size :]
+        asked = {flag for flag, value in zip(FLAGS, flags, strict=True) if value}
+        return Totals(means, _fingerprint(low / copies, high / copies), round(left_out / copies), asked)
 
     def _count(self, name: str, numbers: Tensor, count: Tensor) -> None:
         before = self._sums.get(name)
@@ -81,11 +83,13 @@ class Tally:
 class Totals:
     """A step over all ranks."""
 
-    def __init__(self, means: dict[str, float], clips: str, flags: set[str]) -> None:
+    def __init__(self, means: dict[str, float], clips: str, left_out: int, flags: set[str]) -> None:
         self.means = means
         """Of the loss, also by media, bucket and what the kind tells, and of its parts."""
         self.clips = clips
         """A fingerprint of which clips, in which epochs, were in the step: equal for equal sets, in any order."""
+        self.left_out = left_out
+        """Clips of the step that are damaged."""
         self.flags = flags
         """What at least one rank asked for."""
 

@@ -26,7 +26,8 @@ def start_ray(num_cpus: int | None = None) -> None:
         # What Ray's own actors and the libraries in its workers remark would bury what ours say. Errors are raised.
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
     }
-    env_vars = {"PYTHONWARNINGS": "ignore"}
+    # Ray Train would log what its workers print, beside printing it: all that they say would come twice.
+    env_vars = {"PYTHONWARNINGS": "ignore", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     try:
         if address:
             ray.init(address=address, runtime_env={"env_vars": env_vars}, **quiet)

@@ -252,6 +252,7 @@ class _Store:
 
         for logger in ("mlflow", "alembic"):
             logging.getLogger(logger).setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every try; we do, once
         self._artifacts: str | None = None
         if uri.startswith(_SQLITE):
             folder = Path(uri.removeprefix(_SQLITE)).parent

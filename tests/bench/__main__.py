@@ -18,7 +18,10 @@ NAMES = (
     "curation",
     "redecide",
     "kills",
+    "plan",
     "training",
+    "train_kills",
+    "sequence",
     "gpu",
     "autoencoder",
     "hostile",
@@ -50,7 +53,8 @@ def main(arguments: list[str]) -> int:
         elif name in ("long_video", "conditioning", "seams"):
             found = [{"name": name, **importlib.import_module(f"tests.bench.{name}").measure(given.checkpoint)}]
         else:
-            found = [{"name": name, **importlib.import_module(f"tests.bench.{name}").measure()}]
+            made = importlib.import_module(f"tests.bench.{name}").measure()
+            found = made if isinstance(made, list) else [{"name": name, **made}]
         results.extend(found)
         for result in () if given.json else found:
             verdict = {True: "holds", False: "DOES NOT HOLD", None: "not measured"}[result["holds"]]

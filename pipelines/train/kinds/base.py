@@ -185,6 +185,10 @@ class Kind(ABC, Generic[C]):
         What is trained beside the model takes its step here, over all ranks, where :attr:`needs_all_ranks`.
         """
 
+    def calls(self, bucket: Bucket) -> int:
+        """How often :meth:`losses` calls the model for a micro-batch of ``bucket``."""
+        return 1
+
     def mean_names(self) -> list[str]:
         """Names of the means that :class:`Losses` may have."""
         return []

@@ -46,31 +46,6 @@ class _Pieces(NamedTuple):
     """0 for padding."""
 
 
-@dataclass(frozen=True, eq=False)
-class Deal:
-    """A step, dealt to ranks."""
-
-    rounds: Sequence[tuple[MicroBatch, ...]]
-    """Of every rank its micro-batches in order, equally many for all. They are made when asked for."""
-    by_round: np.ndarray
-    """(ranks, rounds): seconds."""
-
-    @cached_property
-    def seconds(self) -> tuple[float, ...]:
-        """Of every rank."""
-        return tuple(self.by_round.sum(1).tolist())
-
-    @property
-    def imbalance(self) -> float:
-        """By how much the slowest rank is above the mean, 0 being best: what the others wait for it at the step's end."""
-        return max(self.seconds) * len(self.seconds) / sum(self.seconds) - 1
-
-    @property
-    def imbalance_by_round(self) -> float:
-        """The same where ranks wait for each other in every round, as they do under ZeRO 2 and 3; never less."""
-        return float(self.by_round.max(0).sum()) * len(self.seconds) / sum(self.seconds) - 1
-
-
 class _Rounds(Sequence[tuple[MicroBatch, ...]]):
     """Micro-batches by rank."""
 
@@ -91,10 +66,39 @@ class _Rounds(Sequence[tuple[MicroBatch, ...]]):
             return tuple(self[number] for number in range(*rank.indices(len(self))))
         return tuple(map(self._micro_batch, *(column[rank].tolist() for column in self._pieces)))
 
+    def buckets(self, number: int) -> list[Bucket]:
+        """Of the micro-batches that ranks have in round ``number``."""
+        return [self._plan.stretches[s].bucket for s in np.unique(self._pieces.stretch[:, number]).tolist()]
+
     def _micro_batch(self, number: int, first: int, count: int) -> MicroBatch:
         whole = self._plan.stretches[number]
         part = Stretch(whole.bucket, whole.first + first, max(1, count), whole.place + first)
         return MicroBatch(part, is_padding=not count)
+
+
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """A step, dealt to ranks."""
+
+    rounds: _Rounds
+    """Of every rank its micro-batches in order, equally many for all. They are made when asked for."""
+    by_round: np.ndarray
+    """(ranks, rounds): seconds."""
+
+    @cached_property
+    def seconds(self) -> tuple[float, ...]:
+        """Of every rank."""
+        return tuple(self.by_round.sum(1).tolist())
+
+    @property
+    def imbalance(self) -> float:
+        """By how much the slowest rank is above the mean, 0 being best: what the others wait for it at the step's end."""
+        return max(0.0, max(self.seconds) * len(self.seconds) / sum(self.seconds) - 1)  # never below, by rounding
+
+    @property
+    def imbalance_by_round(self) -> float:
+        """The same where ranks wait for each other in every round, as they do under ZeRO 2 and 3; never less."""
+        return max(0.0, float(self.by_round.max(0).sum()) * len(self.seconds) / sum(self.seconds) - 1)
 
 
 def deal(plan: StepPlan, costs: CostModel, ranks: int, most: Mapping[Bucket, int], even: bool = False) -> Deal:

@@ -79,7 +79,7 @@ def simulation_text(simulations: Sequence[Mapping[str, Any]]) -> str:
     rows = [heads, *map(_row, simulations)]
     lines = [" ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     first = simulations[0]
-    tokens = f", {first['tokens_per_step']:.3g} tokens" if first["tokens_per_step"] else ""
+    tokens = f", {first['tokens_per_step']:.0f} tokens" if first["tokens_per_step"] else ""
     about = (
         f"{first['steps']} steps of {first['clips_per_step']:.0f} clips{tokens}. Imbalance: how far the slowest worker is",
         "above the mean; by round: the same where workers wait in every backward pass, as under ZeRO 2 and 3. Reads: of a",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,6 +39,12 @@ def newest_report(run: Path) -> Path | None:
 def verdict_of(report: Path) -> str:
     """Its first line."""
     return (report / VERDICT).read_text(encoding="utf-8").partition("\n")[0]
+
+
+def culprit_of(report: Path) -> int | None:
+    """The rank that it names, the first of them; None where nobody is blamed."""
+    named = re.match(r"rank (\d+) ", verdict_of(report))
+    return int(named[1]) if named else None
 
 
 class Stacks:

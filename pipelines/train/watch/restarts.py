@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kineograph.store.checkpoints import COMPLETE, list_checkpoints, step_of
-from pipelines.train.watch.report import newest_report, verdict_of
+from pipelines.train.watch.report import culprit_of, newest_report, verdict_of
 from pipelines.train.watch.stop import StopRequest
 
 RESTARTS = "restarts.jsonl"
@@ -28,7 +28,7 @@ class GroupFailure:
     reason: str
     """One line."""
     rank: int | None = None
-    """The worker that failed first, where one did."""
+    """The worker that failed first or hung, where one did."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Restarts:
         if report is None or report == self._report or failure.cause == "ours":
             return failure
         self._report = report
-        return GroupFailure("death", f"{verdict_of(report)} (see {report.relative_to(self._run)})", failure.rank)
+        return GroupFailure("death", f"{verdict_of(report)} (see {report.relative_to(self._run)})", culprit_of(report))
 
 
 def record_restart(run: Path, why: GroupFailure, step: int, in_a_row: int = 0) -> None:

@@ -31,7 +31,9 @@ Examples:
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be trained and stop.")
 @click.option("--plan", "show_plan", is_flag=True, help="As --dry-run, and simulate how steps are dealt to ranks.")
-@click.option("--ranks", type=click.IntRange(1), multiple=True, help="Ranks to simulate, with --plan; else 8, 64, 512.")
+@click.option(
+    "--ranks", type=click.IntRange(1), multiple=True, help="Ranks to simulate, with --plan; else 8, 64 and 512."
+)
 @click.option(
     "--plan-steps", type=click.IntRange(1), default=1000, show_default=True, help="Steps to simulate, with --plan."
 )
@@ -62,7 +64,7 @@ def train(
         from pipelines.train.pipeline import plan
         from pipelines.train.preflight import preflight_text
 
-        facts = plan(config, data, out, (ranks or (8, 64, 512)) if show_plan else (), plan_steps)
+        facts = plan(config, data, out, (ranks or None) if show_plan else (), plan_steps)
         emit(facts, as_json, preflight_text(facts))
         return
     from pipelines.train.pipeline import train as run_training

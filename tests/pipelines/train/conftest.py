@@ -124,15 +124,20 @@ class Training:
     def wait(self, timeout_s=240):
         return self.process.wait(timeout_s)
 
-    def wait_for_step(self, step, timeout_s=240):
+    def wait_for_step(self, step):
         """Until a checkpoint of ``step`` or later is complete."""
+        self.wait_for(
+            lambda: any(step_of(f) >= step and (f / COMPLETE).exists() for f in list_checkpoints(self.run)),
+            f"a checkpoint of step {step}",
+        )
+
+    def wait_for(self, is_there, what, timeout_s=240):
+        """Until ``is_there()``; ``what`` is for the error where it never is."""
         end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            assert self.process.poll() is None, f"it ended before step {step}:\n{self.log}"
-            if any(step_of(f) >= step and (f / COMPLETE).exists() for f in list_checkpoints(self.run)):
-                return
+        while not is_there():
+            assert self.process.poll() is None, f"it ended before {what}:\n{self.log}"
+            assert time.monotonic() < end, f"no {what}:\n{self.log}"
             time.sleep(0.01)
-        raise AssertionError(f"no checkpoint of step {step}:\n{self.log}")
 
     def kill(self):
         """SIGKILL the process group; what Ray started elsewhere is to end by itself, or is ended."""

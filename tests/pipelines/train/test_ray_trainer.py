@@ -8,11 +8,13 @@ import time
 import psutil
 import pytest
 from ray.exceptions import RayActorError
-from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from kineograph.errors import Failure, UserError
-from pipelines.train.ray_trainer import _as_ours, check_room, explain
+from pipelines.train.ray_trainer import check_room
+from pipelines.train.watch.failures import as_ours, explain
 from pipelines.train.watch.restarts import read_restarts, saved_steps
 from pipelines.train.workers import WorkersConfig
 from tests.pipelines.train.watch.walking import groups, train
@@ -28,16 +30,16 @@ def failed(failures):
 class TestTheErrorThatIsTold:
     def test_an_error_of_ours_as_it_is(self):
         ours = Failure("clip x is damaged")
-        assert _as_ours(failed({0: PEER, 1: ours})) is ours
+        assert as_ours(failed({0: PEER, 1: ours})) is ours
 
     def test_not_a_lost_peer_where_another_worker_failed_itself(self):
-        assert "KeyError: 'text'" in str(_as_ours(failed({0: PEER, 1: KeyError("text")})))
+        assert "KeyError: 'text'" in str(as_ours(failed({0: PEER, 1: KeyError("text")})))
 
     def test_a_dead_process_with_what_to_do(self):
-        assert "training worker 1 ended" in str(_as_ours(failed({0: PEER, 1: RayActorError()})))
+        assert "training worker 1 ended" in str(as_ours(failed({0: PEER, 1: RayActorError()})))
 
     def test_an_error_without_workers_in_one_line(self):
-        assert str(_as_ours(TrainingFailedError("no\n room"))) == "training failed: no room"
+        assert str(as_ours(TrainingFailedError("no\n room"))) == "training failed: no room"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,7 @@ class TestTheErrorThatIsTold:
         (ControllerError(WorkerGroupStartupFailedError("x")), "start", "died while it started"),
         (ControllerError(WorkerGroupStartupTimeoutError(2)), "no room", "no room for 2 workers now"),
         (ControllerError(ValueError("a bug")), "ours", "a bug"),
+        (PreemptionError(PreemptionInfo(None, {"a": [1]})), "taken away", "a machine is taken away (ranks [1])"),
     ],
 )
 def test_failures_have_their_cause(error, cause, reason):
@@ -96,43 +99,40 @@ def test_workers_that_make_no_sense_are_refused(workers, message):
 @pytest.mark.usefixtures("ray_of_two")
 class TestRestarts:
     def test_whatever_ends_a_worker_is_borne_where_checkpoints_lie_between(self, tmp_path, capsys):
-        ills = {1: "kill", 3: "freeze", 5: "kill"}
+        ills = {1: "kill", 3: "freeze"}
         error = train(tmp_path, STEPS, ills, max_failures=1, hang_timeout_s=3, slow_timeout_s=60)
         assert error is None
-        assert (saved_steps(tmp_path), groups(tmp_path)) == (STEPS, [2, 2, 2, 2])
-        first, second, third = read_restarts(tmp_path)
-        assert [(r.step, r.in_a_row) for r in (first, second, third)] == [(1, 1), (3, 1), (5, 1)]
-        assert first.reason == third.reason == "a training worker died (rank 1: its process ended)"
+        assert (saved_steps(tmp_path), groups(tmp_path)) == (STEPS, [2, 2, 2])
+        first, second = read_restarts(tmp_path)
+        assert [(r.step, r.in_a_row, r.rank) for r in (first, second)] == [(1, 1, 1), (3, 1, 1)]
+        assert first.reason == "a training worker died (rank 1: its process ended)"
         frozen = int((tmp_path / "ill-3").read_text())
-        assert f", pid {frozen}) has not been heard for 3s, last in " in second.reason
+        assert f", pid {frozen}) has not been heard for " in second.reason
         assert not psutil.pid_exists(frozen)
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err.splitlines() == [str(restart) for restart in (first, second, third)]
+        assert captured.err.splitlines() == [str(restart) for restart in (first, second)]
 
-    @pytest.mark.parametrize(
-        ("ill", "attempts", "told"), [("damage", 1, "clip x is damaged"), ("memory", 2, "CUDA out")]
-    )
-    def test_what_cannot_heal_is_not_tried_for_ever(self, tmp_path, ill, attempts, told):
-        error = train(tmp_path, STEPS, {2: ill}, max_failures=-1)
+    def test_what_cannot_heal_is_not_tried_for_ever(self, tmp_path):
+        error = train(tmp_path, STEPS, {2: "memory", 3: "damage"}, max_failures=-1)
         assert isinstance(error, Failure)
-        assert told in str(error)
-        assert len(groups(tmp_path)) == attempts
+        assert str(error) == "clip x is damaged"
+        (restart,) = read_restarts(tmp_path)
+        assert (restart.cause, restart.step, groups(tmp_path)) == ("memory", 2, [2, 2])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves(tmp_path, number, capsys):
+def test_a_signal_saves_and_leaves(tmp_path, capsys):
     def send():
         while saved_steps(tmp_path) < 2:
             time.sleep(0.05)
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=send, daemon=True).start()
     error = train(tmp_path, 10_000)
-    assert error.exit_code == 128 + number
-    told = f"stopped by {number.name} with {saved_steps(tmp_path)} steps saved; run the same command again to go on"
+    assert error.exit_code == 128 + signal.SIGTERM
+    told = f"stopped by SIGTERM with {saved_steps(tmp_path)} steps saved; run the same command again to go on"
     assert str(error) == told
     assert groups(tmp_path) == [2]
     assert len(capsys.readouterr().err.splitlines()) == 1

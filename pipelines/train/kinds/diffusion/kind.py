@@ -160,6 +160,9 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         tokens = batch.text_mask.sum(), torch.tensor(len(slots))
         return Losses(losses, means={**self.timesteps.take_means(), TEXT_TOKENS: tokens})
 
+    def calls(self, bucket: Bucket) -> int:
+        return 2 if self.config.conditioning.factorised and not bucket.is_image else 1
+
     def mean_names(self) -> list[str]:
         return [*Timesteps.names(), TEXT_TOKENS]
 
@@ -198,7 +201,7 @@ class DiffusionKind(Kind[DiffusionRecipe]):
     def flops(self, bucket: Bucket, means: Mapping[str, float] | None = None) -> float:
         tokens = (means or {}).get(TEXT_TOKENS, self.dataset.manifest.text_encoder.max_tokens)
         whole = self._work(bucket, round(tokens)).training
-        if bucket.is_image or not self.config.conditioning.factorised:
+        if self.calls(bucket) == 1:
             return whole
         return whole + self._work(Bucket(bucket.height, bucket.width, 1), round(tokens)).training
 

@@ -110,9 +110,10 @@ def test_a_hang_is_told_in_place_of_the_deaths_that_end_it(tmp_path):
     new_report(tmp_path, "rank 0 (host, pid 4) hangs: 61s in step 9, loading", "", ())
     restarts.after(DEATH)
     restarts.after(DEATH)
-    first, second, third = (restart.reason for restart in read_restarts(tmp_path))
-    assert first == third == DEATH.reason
-    assert second.startswith("rank 0 (host, pid 4) hangs: 61s in step 9, loading (see hang-2")
+    first, second, third = read_restarts(tmp_path)
+    assert first.reason == third.reason == DEATH.reason
+    assert second.reason.startswith("rank 0 (host, pid 4) hangs: 61s in step 9, loading (see hang-2")
+    assert [restart.rank for restart in (first, second, third)] == [1, 0, 1]
 
 
 def test_saved_steps_of_a_new_run(tmp_path):
