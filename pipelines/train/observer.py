@@ -12,7 +12,7 @@ from kineograph.models.flops import peak_flops
 from kineograph.progress import say
 from kineograph.store.checkpoints import step_of
 from kineograph.store.commit import write_json, write_text
-from kineograph.tracking import Tracker, default_uri
+from kineograph.tracking import SPOOL_NAME, Tracker, default_uri
 from pipelines.train.kinds.base import Findings, Kind
 from pipelines.train.system import system_metrics
 
@@ -57,13 +57,7 @@ class Observer:
         self._peak = world * peak_flops(device, self.config.precision)
         self._recompute = recompute_factor(self.config.execution)
         self._drop_metrics_after(step)
-        self.tracker = Tracker.start(
-            self.config.tracking.uri or default_uri(self.run),
-            self.config.tracking.experiment,
-            self.run.name,
-            read_state(self.run).get("mlflow", {}).get("run_id"),
-            run_dir=self.run,
-        )
+        self.tracker = _start_tracker(kind)
         starts = read_state(self.run).get("starts", 0) + 1
         self.write(status="running", step=step, starts=starts, workers=world)
         if step == 0:
@@ -74,7 +68,7 @@ class Observer:
 
     @property
     def mlflow(self) -> dict[str, Any]:
-        return {"uri": self.tracker.uri, "run_id": self.tracker.run_id}
+        return _place(self.run, self.tracker)
 
     def after_step(self, facts: StepFacts) -> None:
         """Count one step; every tracking.log_every steps the means over them are written."""
@@ -146,6 +140,25 @@ class Observer:
             if kept:
                 last = json.loads(kept[-1])
                 self._skipped, self._left_out = last["skipped_steps"], last["damaged_clips"]
+
+
+def close_for(kind: Kind[Any], status: str) -> None:
+    """Tell how a run ended, where rank 0 could not, and send MLflow what it missed."""
+    if read_state(kind.run).get("status") == "running" or (kind.run / SPOOL_NAME).is_file():
+        tracker = _start_tracker(kind)
+        tracker.finish(status)
+        write_state(kind.run, {"status": status.lower(), "mlflow": _place(kind.run, tracker)})
+
+
+def _start_tracker(kind: Kind[Any]) -> Tracker:
+    tracking, known = kind.config.tracking, read_state(kind.run).get("mlflow", {})
+    uri = tracking.uri or default_uri(kind.run)
+    return Tracker.start(uri, tracking.experiment, kind.run.name, known.get("run_id"), run_dir=kind.run)
+
+
+def _place(run: Path, tracker: Tracker) -> dict[str, Any]:
+    """Where a run is in MLflow: as far as is known, while it does not answer."""
+    return {"uri": tracker.uri, "run_id": tracker.run_id or read_state(run).get("mlflow", {}).get("run_id")}
 
 
 def read_state(run: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kineograph.config import dump_yaml
-from kineograph.errors import UserError
+from kineograph.errors import Failure, UserError
 from kineograph.progress import Progress, say
 from kineograph.ray_session import start_ray
 from kineograph.store.checkpoints import CHECKPOINTS, latest_checkpoint, read_config, step_of
@@ -18,7 +18,7 @@ from kineograph.store.places import is_url
 from pipelines.train.config import TrainConfig
 from pipelines.train.costs import keep_costs, kept_costs
 from pipelines.train.kinds.base import Kind, changed_since
-from pipelines.train.observer import METRICS, read_state
+from pipelines.train.observer import METRICS, close_for, read_state
 from pipelines.train.plan.simulate import simulate
 from pipelines.train.preflight import preflight, preflight_text
 from pipelines.train.registry import open_kind
@@ -42,6 +42,7 @@ def train(config: TrainConfig, data: str | Path | None, out: str | Path) -> dict
     if done >= config.steps:
         say(preflight_text(preflight(kind)))
         say(f"{run} has its {config.steps} steps already; give more with --set steps=N")
+        close_for(kind, "FINISHED")
         return result(kind)
     kind.check()
     run.mkdir(parents=True, exist_ok=True)
@@ -164,6 +165,9 @@ def _run(kind: Kind[Any], done: int) -> None:
     follower.start()
     try:
         run_workers(_job(kind), workers, kind.run)
+    except Failure:
+        close_for(kind, "FAILED")  # rank 0 may have been ended with the others
+        raise
     finally:
         stop.set()
         follower.join()

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-SEEDS, VIDEOS = (101, 202), (300, 100)
-"""Of training and of judging."""
+SEEDS, VIDEOS = (101, 202), (1500, 300)
+"""Of training and of judging. A video gives one or two clips."""
 LEAST = 0.95
 RECIPES = {"shape": "ViT", "direction": "ViViT"}
 
@@ -43,9 +43,12 @@ def measure() -> dict[str, Any]:
 def make_data(folder: Path, seed: int, videos: int) -> Path:
     """A curated synthetic corpus."""
     from kineograph.synth.corpus import write_corpus
-    from kineograph.synth.plan import SynthConfig
+    from kineograph.synth.plan import BadShares, SynthConfig
 
-    corpus = SynthConfig(seed=seed, videos=videos, max_side=256, min_seconds=3, max_seconds=10)
+    nothing_bad = BadShares(**dict.fromkeys(BadShares.model_fields, 0.0))
+    corpus = SynthConfig(
+        seed=seed, videos=videos, images=0.3, max_side=192, min_seconds=1.3, max_seconds=3, max_scenes=1, bad=nothing_bad
+    )
     write_corpus(folder / "raw", corpus, progress=False)
     _kineo("data", "run", "demo", "--input", folder / "raw", "--out", folder / "data")
     return folder / "data"

@@ -33,12 +33,13 @@ def run(dataset, tmp_path):
     return Run(tmp_path, RECIPE, dataset)
 
 
-def killed(run, *steps):
-    """``run``, all of whose ranks were killed when checkpoints of these steps stood, and which then went on to the end."""
-    for step in steps:
-        run.train(kill_at=step)
+def in_parts(run, *starts):
+    """``run``, started with one after the other of ``starts``, parts of the recipe: all ranks were killed when checkpoints
+    of steps 15 and 25 stood, and the last start went to the end."""
+    for start, step in zip(starts[:-1], (15, 25), strict=False):
+        run.train(kill_at=step, **start)
         assert step <= run.saved() < step + 10
-    return run.train()
+    return run.train(**starts[-1])
 
 
 def assert_same_bits(run, straight):
@@ -52,9 +53,9 @@ def assert_same_steps(run, straight):
     assert run.column("loss") == pytest.approx(straight.column("loss"), rel=1e-5)
 
 
-@pytest.mark.parametrize("steps", [(15,), (15, 25)])
-def test_after_kills_it_ends_at_the_same_bits(run, straight, steps):
-    assert_same_bits(killed(run, *steps), straight)
+@pytest.mark.parametrize("starts", [2, 3])
+def test_after_kills_it_ends_at_the_same_bits(run, straight, starts):
+    assert_same_bits(in_parts(run, *[{}] * starts), straight)
 
 
 def test_looking_changes_nothing(dataset, straight, tmp_path):
@@ -66,12 +67,12 @@ def test_looking_changes_nothing(dataset, straight, tmp_path):
 
 
 def test_other_numbers_of_workers_take_the_same_steps(run, straight):
-    run.train(2, kill_at=15).train(1, kill_at=25).train(2)
+    in_parts(run, {"world": 2}, {"world": 1}, {"world": 2})
     assert_same_steps(run, straight)
 
 
 def test_other_zero_stages_take_the_same_steps(run, straight):
-    run.train(kill_at=15, deepspeed={"zero_stage": 1}).train(kill_at=25, deepspeed={"zero_stage": 3}).train()
+    in_parts(run, *({"deepspeed": {"zero_stage": stage}} for stage in (1, 3, 2)))
     assert_same_steps(run, straight)
 
 
