@@ -47,7 +47,14 @@ def make_data(folder: Path, seed: int, videos: int) -> Path:
 
     nothing_bad = BadShares(**dict.fromkeys(BadShares.model_fields, 0.0))
     corpus = SynthConfig(
-        seed=seed, videos=videos, images=0.3, max_side=192, min_seconds=1.3, max_seconds=3, max_scenes=1, bad=nothing_bad
+        seed=seed,
+        videos=videos,
+        images=0.3,
+        max_side=192,
+        min_seconds=1.3,
+        max_seconds=3,
+        max_scenes=1,
+        bad=nothing_bad,
     )
     write_corpus(folder / "raw", corpus, progress=False)
     _kineo("data", "run", "demo", "--input", folder / "raw", "--out", folder / "data")
