@@ -23,6 +23,7 @@ NAMES = (
     "train_kills",
     "sequence",
     "gpu",
+    "classifiers",
     "autoencoder",
     "hostile",
     "long_video",
