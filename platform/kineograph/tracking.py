@@ -1,4 +1,4 @@
-"""MLflow, for training that must not notice when it is gone. The only file that imports mlflow.
+"""MLflow, for training that must not notice when it is gone.
 
 Calls leave an entry in an outbox and return. What MLflow misses is kept in RUN/tracking-spool.jsonl and is
 sent when it answers again, at the latest by the next :meth:`Tracker.start` of the same run.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import logging
 import os
 import re
 import time
@@ -21,9 +20,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from kineograph.errors import Failure, UserError
+from kineograph.mlflow_store import MOST_METRICS, SQLITE, MlflowStore, as_image, is_refusal
 from kineograph.outbox import Entry, Outbox, reason
-from kineograph.progress import say
-from kineograph.tracked_models import ModelLog, ModelStore
+from kineograph.tracked_models import ModelLog
 from kineograph.tracked_models import metric_name as _name
 
 if TYPE_CHECKING:
@@ -31,26 +30,8 @@ if TYPE_CHECKING:
 
 SPOOL_NAME = "tracking-spool.jsonl"
 STORE_NAME = "mlflow.db"
-ARTIFACTS_NAME = "mlartifacts"
 
-_SQLITE = "sqlite:///"
-_MOST_METRICS, _MOST_PARAMS = 1000, 100  # of one log_batch request
 _LONGEST_VALUE, _LONGEST_TAG = 500, 5000  # characters; what older servers take
-_LONGEST_DIGEST = 32
-_REFUSALS = {
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "INVALID_STATE",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-}
-_ENVIRONMENT = {  # MLflow's own defaults wait for minutes; what the user has set stands
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 def default_uri(run_dir: Path) -> str:
@@ -63,7 +44,7 @@ def default_uri(run_dir: Path) -> str:
     folder = Path(run_dir).resolve().parent
     if "?" in str(folder):  # SQLAlchemy takes what follows for options and knows no escape
         raise UserError(f"MLflow's store cannot lie in {folder}: use a path without a question mark")
-    return f"{_SQLITE}{folder / STORE_NAME}"
+    return f"{SQLITE}{folder / STORE_NAME}"
 
 
 class Tracker(ModelLog):
@@ -144,7 +125,7 @@ class Tracker(ModelLog):
 
     def log_image(self, key: str, image: Image | np.ndarray, step: int) -> None:
         """Log a PIL image or uint8 (H, W, 3) array; MLflow shows a key's images with a slider over steps."""
-        copy = _image(np.array(image) if isinstance(image, np.ndarray) else image).convert("RGB")
+        copy = as_image(np.array(image) if isinstance(image, np.ndarray) else image).convert("RGB")
         self._put(op="image", key=re.sub(r"[^\w\-./ ]", "_", key), image=copy, step=int(step), time=_now())
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -175,15 +156,15 @@ def log_scores(
 
     Raises Failure, one line, when MLflow cannot be reached or does not know the run.
     """
-    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).is_file():
-        raise Failure(f"the scores are not in MLflow: there is no store at {uri.removeprefix(_SQLITE)}")
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        raise Failure(f"the scores are not in MLflow: there is no store at {uri.removeprefix(SQLITE)}")
     values = {_name(key): float(value) for key, value in metrics.items()}
     entries: list[Entry] = [{"op": "metrics", "metrics": values, "step": int(step), "time": _now()}]
     if tags:
         entries.append({"op": "tags", "tags": {_name(k): str(v)[:_LONGEST_TAG] for k, v in tags.items()}})
     entries += [{"op": "file", "path": str(p), "artifact_path": folder} for p, folder in artifacts]
     try:
-        store = _Store(uri)
+        store = MlflowStore(uri)
         for entry in entries:
             store.apply(run_id, [entry])
     except Exception as error:
@@ -197,12 +178,12 @@ class _Run:
         self.name = _shown(uri)
         self.run_id: str | None = None
         self._uri, self._wanted = uri, (experiment, run_name, run_id)
-        self._store: _Store | None = None
+        self._store: MlflowStore | None = None
 
     def reach(self) -> None:
         """Open the run, or see that its store answers."""
         if self._store is None:
-            self._store = _Store(self._uri)
+            self._store = MlflowStore(self._uri)
         if self.run_id is None:
             self.run_id = self._store.open_run(*self._wanted)
         else:
@@ -216,7 +197,7 @@ class _Run:
         for place, entry in enumerate(entries):
             count += len(entry.get("metrics", ()))
             other = entry["op"] != "metrics" or entry.get("run_id") != first.get("run_id")
-            if place and (other or count > _MOST_METRICS):
+            if place and (other or count > MOST_METRICS):
                 return place
         return len(entries)
 
@@ -230,152 +211,16 @@ class _Run:
         self._store.apply(run_id, entries)
 
     def is_refusal(self, error: Exception) -> bool:
-        return _is_refusal(error)
+        return is_refusal(error)
 
     def to_json(self, entry: Entry) -> Entry:
         """The entry with the run that it belongs to, an image as PNG in base64."""
         kept = {**entry, "run_id": entry.get("run_id") or self.run_id}
         if "image" in kept:
             buffer = io.BytesIO()
-            _image(kept.pop("image")).save(buffer, format="PNG")
+            as_image(kept.pop("image")).save(buffer, format="PNG")
             kept["png"] = base64.b64encode(buffer.getvalue()).decode()
         return kept
-
-
-class _Store:
-    """MLflow itself: every method waits for it and raises what it raises."""
-
-    def __init__(self, uri: str) -> None:
-        for key, value in _ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
-        from mlflow.tracking import MlflowClient
-
-        for logger in ("mlflow", "alembic"):
-            logging.getLogger(logger).setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every try; we do, once
-        self._artifacts: str | None = None
-        if uri.startswith(_SQLITE):
-            folder = Path(uri.removeprefix(_SQLITE)).parent
-            folder.mkdir(parents=True, exist_ok=True)
-            self._artifacts = (folder.resolve() / ARTIFACTS_NAME).as_uri()
-        self._client: Any = MlflowClient(tracking_uri=uri)
-
-    def check(self, run_id: str) -> None:
-        self._client.get_run(run_id)
-
-    def open_run(self, experiment: str, run_name: str, run_id: str | None) -> str:
-        """Resume ``run_id``; start a new run when it is None or not known here. Returns the run's id."""
-        if run_id is not None:
-            try:
-                self._client.update_run(run_id, status="RUNNING")
-                return run_id
-            except Exception as error:
-                if not _is_refusal(error):
-                    raise
-                say(f"MLflow does not have run {run_id}: a new one is started")
-        run = self._client.create_run(self._experiment(experiment), run_name=run_name)
-        new_id: str = run.info.run_id
-        return new_id
-
-    def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                created: str = self._client.create_experiment(name, artifact_location=self._artifacts)
-                return created
-            except Exception as error:
-                if not _is_refusal(error):
-                    raise
-                found = self._client.get_experiment_by_name(name)  # another process was faster
-                if found is None:
-                    raise
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        experiment_id: str = found.experiment_id
-        return experiment_id
-
-    def apply(self, run_id: str, entries: Sequence[Entry]) -> None:
-        """Send entries of one kind; only metrics may be more than one."""
-        getattr(self, f"_apply_{entries[0]['op']}")(run_id, entries)
-
-    def _apply_model(self, run_id: str, entries: Sequence[Entry]) -> None:
-        from mlflow import entities
-
-        ModelStore(self._client, entities).apply(run_id, entries[0])
-
-    def _apply_metrics(self, run_id: str, entries: Sequence[Entry]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [
-            Metric(key, value, entry["time"], entry["step"])
-            for entry in entries
-            for key, value in entry["metrics"].items()
-        ]
-        for start in range(0, len(metrics), _MOST_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])
-
-    def _apply_params(self, run_id: str, entries: Sequence[Entry]) -> None:
-        from mlflow.entities import Param
-
-        standing = self._client.get_run(run_id).data.params
-        params: dict[str, str] = entries[0]["params"]
-        new = [Param(key, value) for key, value in params.items() if key not in standing]
-        for start in range(0, len(new), _MOST_PARAMS):
-            self._client.log_batch(run_id, params=new[start : start + _MOST_PARAMS])
-        self._set_tags(run_id, {f"resumed.{k}": v for k, v in params.items() if standing.get(k, v) != v})
-
-    def _apply_tags(self, run_id: str, entries: Sequence[Entry]) -> None:
-        self._set_tags(run_id, entries[0]["tags"])
-
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        all_tags = [RunTag(key, value) for key, value in tags.items()]
-        for start in range(0, len(all_tags), _MOST_PARAMS):
-            self._client.log_batch(run_id, tags=all_tags[start : start + _MOST_PARAMS])
-
-    def _apply_dataset(self, run_id: str, entries: Sequence[Entry]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        (entry,) = entries
-        digest = entry["digest"]
-        source = json.dumps({"uri": entry["source"]})
-        dataset = Dataset(entry["name"], digest[:_LONGEST_DIGEST], source_type="local", source=source)
-        tags = {"mlflow.data.context": entry["context"], "digest": digest, **entry["tags"]}
-        self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag(k, v) for k, v in tags.items()])])
-        self._set_tags(run_id, {f"dataset.{entry['context']}.digest": digest})
-
-    def _apply_file(self, run_id: str, entries: Sequence[Entry]) -> None:
-        (entry,) = entries
-        if not Path(entry["path"]).is_file():
-            raise ValueError(f"{entry['path']} is no longer there")
-        self._client.log_artifact(run_id, entry["path"], entry["artifact_path"] or None)
-
-    def _apply_image(self, run_id: str, entries: Sequence[Entry]) -> None:
-        (entry,) = entries
-        image = _image(entry["image"] if "image" in entry else base64.b64decode(entry["png"]))
-        self._client.log_image(run_id, image, key=entry["key"], step=entry["step"], timestamp=entry["time"])
-
-    def _apply_finish(self, run_id: str, entries: Sequence[Entry]) -> None:
-        self._client.set_terminated(run_id, status=entries[0]["status"], end_time=entries[0]["time"])
-
-
-def _image(image: Image | np.ndarray | bytes) -> Image:
-    """A PIL image of an array, the bytes of a PNG, or an image."""
-    from PIL import Image
-
-    if isinstance(image, bytes):
-        return Image.open(io.BytesIO(image))
-    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether the entry itself is at fault, so that sending it again would not help."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.error_code in _REFUSALS
-    return isinstance(error, ValueError | TypeError | LookupError | AttributeError) and not isinstance(error, OSError)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -158,23 +158,23 @@ def test_a_dead_server_costs_no_time_and_what_it_missed_is_sent_later(root, uri,
 
 
 def test_a_server_that_comes_back_gets_what_it_missed(root, uri, monkeypatch):
-    from kineograph import tracking
+    from kineograph.mlflow_store import MlflowStore
 
     run_dir = root / "hiccup"
     tracker = Tracker.start(uri, "tests", "hiccup", run_dir=run_dir)
     assert tracker.flush()
-    apply = tracking._Store.apply
+    apply = MlflowStore.apply
 
     def lost(store, run_id, entries):
         raise ConnectionError("the network is down")
 
-    monkeypatch.setattr(tracking._Store, "apply", lost)
+    monkeypatch.setattr(MlflowStore, "apply", lost)
     tracker.log_metrics({"loss": 1.0}, 1)
     deadline = time.monotonic() + 20
     while not (run_dir / SPOOL_NAME).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     tracker.log_metrics({"loss": 2.0}, 2)
-    monkeypatch.setattr(tracking._Store, "apply", apply)
+    monkeypatch.setattr(MlflowStore, "apply", apply)
     assert tracker.flush()
     tracker.log_metrics({"loss": 3.0}, 3)
     tracker.finish()

@@ -36,6 +36,7 @@ def test_a_clip_of_no_weight_counts_for_nothing():
     step.add(VIDEOS, Losses(torch.tensor([2.0, 100])), slots(0, 2), torch.tensor([1.0, 0]))
     totals = step.over_ranks()
     assert totals.means["loss"] == 2
+    assert totals.left_out == 1
     alone = tally()
     alone.add(VIDEOS, Losses(torch.tensor([7.0])), slots(0, 1), torch.ones(1))
     assert totals.clips == alone.over_ranks().clips
