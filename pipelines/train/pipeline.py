@@ -164,7 +164,7 @@ def _run(kind: Kind[Any], done: int) -> None:
     follower = threading.Thread(target=_follow, args=(kind, done, stop), daemon=True)
     follower.start()
     try:
-        run_workers(_job(kind), workers, kind.run)
+        run_workers(_job(kind), workers, kind.run, done)
     except Failure:
         close_for(kind, "FAILED")  # rank 0 may have been ended with the others
         raise

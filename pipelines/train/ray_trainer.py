@@ -26,7 +26,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from kineograph.errors import Failure, KineographError, UserError
 from pipelines.train.watch.events import Events
 from pipelines.train.watch.failures import as_ours, explain, one_line
-from pipelines.train.watch.restarts import GroupFailure, Restarts, record_restart, saved_steps
+from pipelines.train.watch.restarts import GroupFailure, Restarts, Saved, record_restart
 from pipelines.train.watch.stop import StopRequest, stopped, stopped_by_signals
 from pipelines.train.workers import WorkersConfig
 
@@ -35,17 +35,23 @@ DEATHS = ("died or was killed", "Raylet is terminated")
 
 
 def run_workers(
-    job: dict[str, Any], workers: WorkersConfig, run: Path, work: Callable[[dict[str, Any]], None] | None = None
+    job: dict[str, Any],
+    workers: WorkersConfig,
+    run: Path,
+    begun: int | None = None,
+    work: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Run ``work(job)``, which is loop.train_worker, on ``workers.count`` ranks until it is done; Ray must be up.
 
-    ``run`` is seen by all machines. Raises Failure when the workers fail for good, Stopped when they left because a
-    signal to this process, or RUN/stop, asked them to.
+    ``run`` is seen by all machines; ``begun`` is the step that it goes on from, by default that of its newest checkpoint.
+    Raises Failure when the workers fail for good, Stopped when they left because a signal to this process, or RUN/stop,
+    asked them to.
     """
     if not os.environ.get("RAY_ADDRESS"):  # a cluster may have nodes to come
         check_room(workers, ray.cluster_resources())
     StopRequest(run).take_back()  # of an earlier start
-    fitting = Fitting(_trainer(work or _train, job, workers, run))
+    saved = Saved(run, begun)
+    fitting = Fitting(_trainer(work or _train, job, workers, run, saved))
     events = Events(run)
     try:
         with stopped_by_signals(run), _environment(workers), redirect_stdout(cast(TextIO, Aside())):
@@ -58,7 +64,7 @@ def run_workers(
         raise
     left_at = StopRequest(run).facts().get("step")
     if left_at is not None or (fitting.error is not None and StopRequest(run).is_set()):
-        raise stopped(run, saved_steps(run) if left_at is None else left_at)
+        raise stopped(run, saved.steps() if left_at is None else left_at)
     StopRequest(run).take_back()  # it came when all was done
     if isinstance(fitting.error, ray.train.TrainingFailedError):
         raise events.hang() or as_ours(fitting.error) from fitting.error
@@ -125,7 +131,7 @@ def check_room(workers: WorkersConfig, have: Mapping[str, float]) -> None:
 
 
 def _trainer(
-    work: Callable[[dict[str, Any]], None], job: dict[str, Any], workers: WorkersConfig, run: Path
+    work: Callable[[dict[str, Any]], None], job: dict[str, Any], workers: WorkersConfig, run: Path, saved: Saved
 ) -> TorchTrainer:
     scaling = ray.train.ScalingConfig(
         num_workers=workers.count if workers.fewest == workers.count else (workers.fewest, workers.count),
@@ -147,8 +153,8 @@ def _trainer(
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # errors are raised, or announced
         ),
         policies={
-            "failure_policy": Retries(Restarts(run, workers.max_failures)),
-            **({"scaling_policy": Elastic(scaling, workers, run)} if scaling.elasticity_enabled else {}),
+            "failure_policy": Retries(Restarts(run, workers.max_failures, saved)),
+            **({"scaling_policy": Elastic(scaling, workers, run, saved)} if scaling.elasticity_enabled else {}),
         },
     )
 
@@ -214,9 +220,9 @@ class Elastic(ElasticScalingPolicy):
     A group grows when its next checkpoint is there, so that nothing is done twice.
     """
 
-    def __init__(self, scaling: ray.train.ScalingConfig, workers: WorkersConfig, run: Path) -> None:
+    def __init__(self, scaling: ray.train.ScalingConfig, workers: WorkersConfig, run: Path, saved: Saved) -> None:
         super().__init__(scaling)
-        self._multiple, self._run = workers.sequence_parallel, run
+        self._multiple, self._run, self._saved = workers.sequence_parallel, run, saved
         self._room_since: int | None = None
         """The newest checkpoint when there was room for more workers first."""
 
@@ -228,7 +234,7 @@ class Elastic(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        saved = saved_steps(self._run)
+        saved = self._saved.steps()
         if self._room_since is not None:
             if saved == self._room_since:
                 self._maybe_send_resource_request()  # or what is reserved would be given away

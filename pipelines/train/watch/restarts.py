@@ -52,20 +52,44 @@ class Restart:
         return f"{self.reason}; all start again {where}"
 
 
+class Saved:
+    """How far a run's finished checkpoints go. Their bytes are not checked: that takes long, and every start does it."""
+
+    def __init__(self, run: Path, begun: int | None = None) -> None:
+        """Those there are now after step ``begun``, which this start goes on from, are damaged: they do not count."""
+        self._run = run
+        damaged = [] if begun is None else [f for f in list_checkpoints(run) if step_of(f) > begun]
+        self._damaged = {folder: _finished_at(folder) for folder in damaged}
+
+    def steps(self) -> int:
+        """The newest one's; 0 without one."""
+        found = ((folder, _finished_at(folder)) for folder in list_checkpoints(self._run))
+        good = (folder for folder, at in found if at is not None and at != self._damaged.get(folder))
+        return max(map(step_of, good), default=0)
+
+
+def _finished_at(folder: Path) -> int | None:
+    try:
+        return (folder / COMPLETE).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 class Restarts:
     """Decides after each failure of a run whether it is worth another start. ``most``: failures in a row; -1 any number."""
 
-    def __init__(self, run: Path, most: int) -> None:
+    def __init__(self, run: Path, most: int, saved: Saved | None = None) -> None:
         self._run, self._most = run, most
+        self._saving = saved or Saved(run)
         self._in_a_row = 0
-        self._saved = saved_steps(run)
+        self._saved = self._saving.steps()
         self._last: GroupFailure | None = None
         self._report = newest_report(run)
 
     def after(self, failure: GroupFailure) -> bool:
         """Whether all start again after ``failure``; it is recorded then."""
         failure = self._explained(failure)
-        saved = saved_steps(self._run)
+        saved = self._saving.steps()
         if saved > self._saved:
             self._saved, self._in_a_row, self._last = saved, 0, None
         starts_again = self._heals(failure) and not StopRequest(self._run).is_set()
@@ -102,11 +126,6 @@ def read_restarts(run: Path) -> list[Restart]:
     """Every restart of a run so far, the first one first. A line that a killed writer left is passed over."""
     path = run / RESTARTS
     return list(_parsed(path.read_text(encoding="utf-8"))) if path.is_file() else []
-
-
-def saved_steps(run: Path) -> int:
-    """The newest finished checkpoint's step, 0 without one. Its bytes are not checked."""
-    return max((step_of(folder) for folder in list_checkpoints(run) if (folder / COMPLETE).exists()), default=0)
 
 
 def _parsed(text: str) -> Iterator[Restart]:

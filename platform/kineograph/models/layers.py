@@ -3,6 +3,8 @@ M text tokens of all captions of a batch, D width, H heads, d width of a head.""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -11,10 +13,10 @@ from torch.nn import functional as F
 
 from kineograph.models.positions import rotate, sinusoidal
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None  # type: ignore[assignment]
+varlen_attn: Callable[..., Tensor | tuple[Tensor, ...]] | None = None
+if torch.backends.cuda.is_built():  # it brings in torch's compiler: a second and a half, for nothing on a CPU
+    with suppress(ImportError):  # before torch 2.10
+        from torch.nn.attention.varlen import varlen_attn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -109,6 +111,7 @@ def _has_ragged_kernel(value: Tensor) -> bool:
 def _attend_packed(query: Tensor, key: Tensor, value: Tensor, text: PackedTokens) -> Tensor:
     """Flash attention over rows of different lengths: query (B N H d), key and value (M H d) to (B N H d)."""
     batch, length = query.shape[:2]
+    assert varlen_attn is not None
     starts = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=query.device)
     packed = varlen_attn(
         query.flatten(0, 1).to(value.dtype), key.to(value.dtype), value, starts, text.starts, length, text.mask.shape[1]

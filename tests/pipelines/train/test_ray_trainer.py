@@ -15,7 +15,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from kineograph.errors import Failure, UserError
 from pipelines.train.ray_trainer import check_room
 from pipelines.train.watch.failures import as_ours, explain
-from pipelines.train.watch.restarts import read_restarts, saved_steps
+from pipelines.train.watch.restarts import Saved, read_restarts
 from pipelines.train.workers import WorkersConfig
 from tests.pipelines.train.watch.walking import groups, train
 
@@ -102,7 +102,7 @@ class TestRestarts:
         ills = {1: "kill", 3: "freeze"}
         error = train(tmp_path, STEPS, ills, max_failures=1, hang_timeout_s=3, slow_timeout_s=60)
         assert error is None
-        assert (saved_steps(tmp_path), groups(tmp_path)) == (STEPS, [2, 2, 2])
+        assert (Saved(tmp_path).steps(), groups(tmp_path)) == (STEPS, [2, 2, 2])
         first, second = read_restarts(tmp_path)
         assert [(r.step, r.in_a_row, r.rank) for r in (first, second)] == [(1, 1, 1), (3, 1, 1)]
         assert first.reason == "a training worker died (rank 1: its process ended)"
@@ -125,14 +125,14 @@ class TestRestarts:
 @pytest.mark.usefixtures("ray_of_two")
 def test_a_signal_saves_and_leaves(tmp_path, capsys):
     def send():
-        while saved_steps(tmp_path) < 2:
+        while Saved(tmp_path).steps() < 2:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=send, daemon=True).start()
     error = train(tmp_path, 10_000)
     assert error.exit_code == 128 + signal.SIGTERM
-    told = f"stopped by SIGTERM with {saved_steps(tmp_path)} steps saved; run the same command again to go on"
+    told = f"stopped by SIGTERM with {Saved(tmp_path).steps()} steps saved; run the same command again to go on"
     assert str(error) == told
     assert groups(tmp_path) == [2]
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""`kineo train` for real: two workers, kills, resumption, and what it leaves for people to look at."""
+"""`kineo train` for real: two workers, and what it leaves for people to look at."""
 
 import json
 import shutil
@@ -14,8 +14,7 @@ from kineograph.cli.main import main
 from kineograph.store.checkpoints import checkpoint_folder, find_fault, list_checkpoints, read_config
 from kineograph.store.manifest import Manifest
 from pipelines.train.registry import load_train_recipe, open_kind
-
-STEPS = 40  # of the recipe in conftest.py
+from tests.pipelines.train.conftest import STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -65,7 +64,7 @@ class TestUndisturbed:
         assert strange == []
 
     def test_the_weights_moved(self, undisturbed):
-        first, last = (load_file(checkpoint_folder(undisturbed.run, s) / "model.safetensors") for s in (10, STEPS))
+        first, last = (load_file(checkpoint_folder(undisturbed.run, s) / "model.safetensors") for s in (25, STEPS))
         still = [n for n, tensor in last.items() if "text_norm" not in n and torch.equal(tensor, first[n])]
         assert still == []
 
@@ -98,7 +97,7 @@ class TestMLflow:
         assert history == {row["step"]: row["loss"] for row in metrics(undisturbed.run)}
 
     def test_it_has_the_validation_loss(self, client, run_id):
-        assert [m.step for m in client.get_metric_history(run_id, "validation_loss")] == [20, 40]
+        assert [m.step for m in client.get_metric_history(run_id, "validation_loss")] == [50, 100]
 
     def test_it_has_the_digest_of_the_dataset(self, client, run_id, dataset):
         (data,) = client.get_run(run_id).inputs.dataset_inputs
@@ -113,38 +112,6 @@ class TestMLflow:
 
     def test_the_run_is_finished(self, client, run_id):
         assert client.get_run(run_id).info.status == "FINISHED"
-
-
-class TestDisturbed:
-    def test_it_ends_well(self, disturbed):
-        assert disturbed.code == 0, disturbed.log
-
-    def test_it_says_from_where_it_goes_on(self, disturbed):
-        assert any(f"starting 2 workers at step {step}" in disturbed.log for step in (10, 20))
-
-    def test_it_says_that_a_worker_died(self, disturbed):
-        assert "its process ended); all start again from step " in disturbed.log
-
-    def test_no_trace_is_shown(self, disturbed):
-        assert "Traceback" not in disturbed.log
-
-    def test_its_losses_are_those_of_the_undisturbed_run(self, disturbed, undisturbed):
-        names = ("step", "loss", "gradient_norm")
-        assert [[row[n] for n in names] for row in metrics(disturbed.run)] == [
-            [row[n] for n in names] for row in metrics(undisturbed.run)
-        ]
-
-    @pytest.mark.parametrize("part", ["model", "ema", "optimizer", "vae/model"])
-    def test_it_ends_at_the_same_bits(self, disturbed, undisturbed, part):
-        ours, theirs = (
-            load_file(checkpoint_folder(r.run, STEPS) / f"{part}.safetensors") for r in (disturbed, undisturbed)
-        )
-        assert [n for n in theirs if not torch.equal(ours[n], theirs[n])] == []
-
-    def test_it_is_one_run_in_mlflow(self, disturbed):
-        client = MlflowClient(tracking_uri=f"sqlite:///{disturbed.run.parent}/mlflow.db")
-        (experiment,) = [e for e in client.search_experiments() if e.name == "kineograph"]
-        assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FINISHED"]
 
 
 class TestRefusals:

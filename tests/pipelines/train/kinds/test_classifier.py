@@ -16,6 +16,7 @@ from pipelines.train.kinds.classifier.confusion import confusion_matrix, draw_co
 from pipelines.train.pipeline import check_resume, plan, train
 from pipelines.train.preflight import preflight_text
 from pipelines.train.registry import open_kind, parse_train_recipe
+from tests.pipelines.train.runs import Run
 from tests.pipelines.train.steps import batch, part
 
 RECIPE = {
@@ -44,12 +45,12 @@ def opened(data, run, **parts):
 @pytest.mark.timeout(600)
 class TestTrained:
     @pytest.fixture(scope="class")
-    def run(self, dataset, ray_of_two, tmp_path_factory):
-        run = tmp_path_factory.mktemp("classifier") / "train"
-        made = train(config(steps=2), dataset, run)
-        assert made["step"] == 2
-        assert train(config(), dataset, run)["step"] == 4  # it goes on
-        return run
+    def run(self, dataset, tmp_path_factory):
+        run = Run(tmp_path_factory.mktemp("classifier"), RECIPE, dataset)
+        assert run.train(world=1, steps=2).saved() == 2
+        assert run.train(world=1).saved() == 4  # it goes on
+        assert train(config(), dataset, run.path)["step"] == 4
+        return run.path
 
     def test_the_checkpoint_is_a_classifier(self, run, dataset):
         classifier = Classifier.load(run)

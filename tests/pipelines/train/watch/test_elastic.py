@@ -11,9 +11,10 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
+from kineograph.ray_session import start_ray
 from kineograph.store.checkpoints import COMPLETE, checkpoint_folder
 from pipelines.train.ray_trainer import Elastic
-from pipelines.train.watch.restarts import read_restarts, saved_steps
+from pipelines.train.watch.restarts import Saved, read_restarts
 from pipelines.train.watch.stop import STOP, Stopped
 from pipelines.train.workers import WorkersConfig
 from tests.pipelines.train.watch.walking import groups, train
@@ -29,7 +30,7 @@ class TestDecisions:
         """What is decided for a group of so many workers (0: none runs) where Ray has room for ``room``."""
         workers = WorkersConfig(count=8, least=4, sequence_parallel=2)
         scaling = ScalingConfig(num_workers=(4, 8), resources_per_worker=CPU, elastic_resize_monitor_interval_s=60)
-        policy = Elastic(scaling, workers, tmp_path)
+        policy = Elastic(scaling, workers, tmp_path, Saved(tmp_path))
         monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
 
         def decide(size, room):
@@ -83,8 +84,8 @@ class TestDecisions:
 @pytest.fixture
 def cluster(monkeypatch):
     """Machines of one CPU each, all of them this one."""
-    if ray.is_initialized():
-        pytest.skip("a Ray of another test is up")
+    of_others = ray.is_initialized()
+    ray.shutdown()
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)
@@ -92,6 +93,8 @@ def cluster(monkeypatch):
     yield made
     ray.shutdown()
     made.shutdown()
+    if of_others:
+        start_ray(2)
 
 
 @pytest.mark.slow
@@ -100,7 +103,7 @@ def test_training_goes_on_with_the_workers_that_are_left_and_grows_again(cluster
     with ThreadPoolExecutor() as pool:
         training = pool.submit(train, tmp_path, steps=100_000, least=1, room_every_s=3)
         try:
-            wait_until(lambda: saved_steps(tmp_path) >= 3, training)
+            wait_until(lambda: Saved(tmp_path).steps() >= 3, training)
             (lost,) = cluster.worker_nodes
             cluster.remove_node(lost, allow_graceful=False)
             wait_until(lambda: groups(tmp_path) == [2, 1], training)

@@ -4,7 +4,7 @@ import pytest
 
 from kineograph.store.checkpoints import COMPLETE, checkpoint_folder
 from pipelines.train.watch.report import new_report
-from pipelines.train.watch.restarts import RESTARTS, GroupFailure, Restarts, read_restarts, saved_steps
+from pipelines.train.watch.restarts import RESTARTS, GroupFailure, Restarts, Saved, read_restarts
 from pipelines.train.watch.stop import StopRequest
 
 DEATH = GroupFailure("death", "a training worker died (rank 1: its process ended)", 1)
@@ -116,5 +116,31 @@ def test_a_hang_is_told_in_place_of_the_deaths_that_end_it(tmp_path):
     assert [restart.rank for restart in (first, second, third)] == [1, 0, 1]
 
 
-def test_saved_steps_of_a_new_run(tmp_path):
-    assert saved_steps(tmp_path) == 0
+class TestSaved:
+    def test_a_new_run_has_nothing(self, tmp_path):
+        assert Saved(tmp_path).steps() == Saved(tmp_path, 0).steps() == 0
+
+    def test_the_newest_finished_one_counts(self, tmp_path):
+        for step, complete in ((10, True), (20, True), (30, False)):
+            save(tmp_path, step, complete)
+        assert Saved(tmp_path).steps() == Saved(tmp_path, 20).steps() == 20
+
+    def test_a_damaged_one_counts_when_it_was_written_anew(self, tmp_path):
+        for step in (10, 20):
+            save(tmp_path, step)
+        saved = Saved(tmp_path, 10)
+        assert saved.steps() == 10
+        save(tmp_path, 15)
+        assert saved.steps() == 15
+        (checkpoint_folder(tmp_path, 20) / COMPLETE).unlink()
+        (checkpoint_folder(tmp_path, 20) / COMPLETE).touch()
+        assert saved.steps() == 20
+
+    def test_after_a_damaged_one_a_failure_names_what_all_go_on_from(self, tmp_path):
+        for step in (10, 20):
+            save(tmp_path, step)
+        restarts = Restarts(tmp_path, 1, Saved(tmp_path, 10))
+        assert restarts.after(DEATH)
+        save(tmp_path, 15)  # which makes up for it
+        assert restarts.after(DEATH)
+        assert [restart.step for restart in read_restarts(tmp_path)] == [10, 15]

@@ -8,7 +8,7 @@ from pathlib import Path
 from kineograph.errors import Failure, KineographError
 from kineograph.store.checkpoints import COMPLETE, checkpoint_folder
 from pipelines.train.ray_trainer import run_workers
-from pipelines.train.watch.restarts import saved_steps
+from pipelines.train.watch.restarts import Saved
 from pipelines.train.watch.stop import StopRequest
 from pipelines.train.workers import WorkersConfig
 
@@ -26,7 +26,7 @@ def walk(job):
     with open(run / f"starts-{rank}", "a") as file:
         file.write(f"{dist.get_world_size()}\n")
     with Beat(run, workers) as beat:
-        step = saved_steps(run)
+        step = Saved(run).steps()
         while step < job["steps"]:
             beat.phase("forward", step)
             if rank == dist.get_world_size() - 1:
@@ -69,7 +69,7 @@ def train(run, steps, ills=None, step_s=0.05, **workers):
         "ills": {str(step): ill for step, ill in (ills or {}).items()},
     }
     try:
-        run_workers(job, config, run, walk)
+        run_workers(job, config, run, work=walk)
     except KineographError as error:
         return error
     return None
