@@ -89,6 +89,8 @@ class Engine:
             )
         except ValidationError as error:
             raise UserError(_explain(error)) from error
+        if not self._stage and dist.get_world_size() == 1:
+            self._engine.enable_backward_allreduce = False  # it would copy all gradients, to send them to nobody
         self.module: Any = self._engine.module
         self.device: torch.device = self._engine.device
         self._losses = torch.zeros((), device=self.device)

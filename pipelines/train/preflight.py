@@ -32,7 +32,8 @@ def preflight(kind: Kind[Any]) -> dict[str, Any]:
     waits = config.deepspeed.zero_stage >= 2
     step_s = sum(float(d.by_round.max(0).sum()) if waits else max(d.seconds) for d in deals) / len(deals)
     state = state_bytes(parameters, trained, config.deepspeed.zero_stage, ranks, config.deepspeed.offload)
-    activations = max(costs.model.bytes(b, at_once(kind, b)) for b in plan.buckets)
+    measured = max(costs.model.bytes(b, at_once(kind, b)) for b in plan.buckets)
+    activations = measured or max(kind.kept_bytes(b, at_once(kind, b)) for b in plan.buckets)
     return {
         "kind": config.kind,
         "buckets": [_bucket(kind, bucket) for bucket in plan.buckets],
@@ -47,6 +48,7 @@ def preflight(kind: Kind[Any]) -> dict[str, Any]:
         "trained_parameters": trained,
         "state_gib": state / GIB,
         "activations_gib": activations / GIB if activations else None,
+        "activations_measured": bool(measured),
         "workers": ranks,
         "imbalance": sum(d.imbalance_by_round if waits else d.imbalance for d in deals) / len(deals),
         "step_s": step_s,
@@ -100,7 +102,11 @@ def preflight_text(facts: dict[str, Any]) -> str:
     )
     trained = facts["trained_parameters"]
     of_them = "" if trained == facts["parameters"] else f", {trained / 1e6:.2f}M of them trained"
-    activations = f", activations {facts['activations_gib']:.1f} GiB" if facts["activations_gib"] else ""
+    if facts["activations_gib"] is None:
+        activations = " besides activations, which costs.source=measured would measure"
+    else:
+        about = "" if facts["activations_measured"] else "about "
+        activations = f" and {about}{facts['activations_gib']:.2f} GiB of activations"
     lines.append(
         f"{facts['parameters'] / 1e6:.2f}M parameters{of_them}; a worker of {facts['workers']} holds "
         f"{facts['state_gib']:.2f} GiB of state{activations}"

@@ -219,6 +219,11 @@ class Kind(ABC, Generic[C]):
 
         ``means`` are of the step that the clip is in, as its losses told them; without them it is the most."""
 
+    def kept_bytes(self, bucket: Bucket, clips: int) -> float:
+        """What ``clips`` clips of ``bucket``, computed at once, keep for the backward pass, as far as that can be told
+        before the first step; 0 where it cannot."""
+        return 0.0
+
     @abstractmethod
     def looks(self, step: int) -> list[Callable[[nn.Module], Findings]]:
         """What is to be done with the averaged model after ``step`` steps: validation, samples. Usually nothing."""

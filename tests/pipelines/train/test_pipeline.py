@@ -8,6 +8,7 @@ from kineograph.cli.main import main
 from kineograph.cli.recipes import recipe_path
 from kineograph.errors import UserError
 from pipelines.train.pipeline import plan, progress_note
+from pipelines.train.preflight import preflight_text
 from pipelines.train.registry import load_train_recipe
 
 RATES = {"step": 3, "clips_per_s": 12.4, "mfu": 0.31, "data_wait_share": 0.25, "skipped_steps": 0}
@@ -38,6 +39,21 @@ def test_the_deal_of_steps_is_simulated_for_any_number_of_ranks(dataset, tmp_pat
     balance = plan(config, dataset, tmp_path / "run", worlds=(2, 8), steps=20)["balance"]
     assert [row["ranks"] for row in balance] == [2, 8]
     assert all(row["imbalance"]["mean"] >= 0 for row in balance)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("demo", " GiB of state and about 0."),
+        ("vae", " GiB of state besides activations, which costs.source=measured would measure"),
+    ],
+)
+def test_the_memory_of_a_worker_is_told_as_far_as_it_is_known(dataset, tmp_path, recipe, said):
+    facts = plan(
+        load_train_recipe(recipe_path("train", recipe), ["data.validation_share=0.2"]), dataset, tmp_path / "run"
+    )
+    assert said in preflight_text(facts)
+    assert (facts["activations_gib"] is None, facts["activations_measured"]) == (recipe == "vae", False)
 
 
 def test_the_plan_of_every_shipped_recipe_can_be_seen(dataset, tmp_path, capsys):

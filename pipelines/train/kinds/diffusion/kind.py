@@ -38,6 +38,7 @@ from pipelines.train.kinds.diffusion.autoencoder import (
 )
 from pipelines.train.kinds.diffusion.classes import check_classes, check_condition, knows_classes
 from pipelines.train.kinds.diffusion.config import DiffusionRecipe
+from pipelines.train.kinds.diffusion.memory import KeptBytes, kept_bytes
 from pipelines.train.kinds.diffusion.objective import no_tokens, slot_losses, told_fps
 from pipelines.train.kinds.diffusion.start import check_start, load_start, with_start
 from pipelines.train.kinds.diffusion.timesteps import Timesteps
@@ -204,6 +205,16 @@ class DiffusionKind(Kind[DiffusionRecipe]):
         if self.calls(bucket) == 1:
             return whole
         return whole + self._work(Bucket(bucket.height, bucket.width, 1), round(tokens)).training
+
+    def kept_bytes(self, bucket: Bucket, clips: int) -> float:
+        model, copies = self.config.model, self.config.workers.sequence_parallel
+        predicted = [bucket] if self.calls(bucket) == 1 else [bucket, Bucket(bucket.height, bucket.width, 1)]
+        return sum(self._kept.of(clips, -(-self.tokens(b) // copies), model.depth) for b in predicted)
+
+    @cached_property
+    def _kept(self) -> KeptBytes:
+        config, text_tokens = self.config, self.dataset.manifest.text_encoder.max_tokens
+        return kept_bytes(self.shape(), config.execution, config.precision, text_tokens)
 
     def _work(self, bucket: Bucket, text_tokens: int = 0) -> Flops:
         """Of one prediction of a whole clip."""
