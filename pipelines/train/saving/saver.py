@@ -98,6 +98,8 @@ class Saver:
             if self._uploads:
                 self._uploads.wait()
                 self._prune()  # what was being copied when it could have gone
+                if self._models and self._newest is not None:
+                    self._models.kept(finished_steps(self._run))
                 self._uploads.close()
 
     # Below: in the thread.

@@ -11,7 +11,7 @@ import inspect
 from typing import Any
 
 from pydantic import Field
-from torch import Tensor, full, nn, ones, tensor
+from torch import Tensor, device, full, nn, ones, tensor
 
 from kineograph.config import Config
 from kineograph.errors import UserError
@@ -116,7 +116,10 @@ def diffusers_class(name: str) -> Any:
         import diffusers
     except ImportError as error:
         raise UserError("this autoencoder needs the diffusers library: pip install diffusers") from error
-    return getattr(diffusers, name)
+    with device(
+        "cpu"
+    ):  # its file is imported only now, and has constants that shall be real where shapes are asked for
+        return getattr(diffusers, name)
 
 
 def build(architecture: Architecture) -> nn.Module:

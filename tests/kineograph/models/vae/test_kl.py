@@ -1,5 +1,7 @@
 """Image and causal autoencoders of diffusers: as that library has them, behind our interface."""
 
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -258,3 +260,15 @@ def test_a_linear_path_goes_with_streams_and_folders(make_vae, make_video, tmp_p
     save_autoencoder(vae, tmp_path)
     with torch.no_grad():
         assert torch.equal(load_autoencoder(tmp_path).encode(video), latents)
+
+
+def test_a_class_that_is_first_met_while_shapes_are_asked_for_is_whole_afterwards():
+    """diffusers imports a class when it is asked for, and Cosmos' file has tensors."""
+    code = (
+        "import torch\n"
+        "from kineograph.models.vae.architectures import diffusers_class\n"
+        "with torch.device('meta'): diffusers_class('AutoencoderKLCosmos')\n"
+        "from diffusers.models.autoencoders.autoencoder_kl_cosmos import _WAVELETS\n"
+        "assert {tensor.device.type for tensor in _WAVELETS.values()} == {'cpu'}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,7 @@
 """A run's checkpoints as models in a real MLflow store."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from kineograph.tracking import Tracker, default_uri
 from pipelines.train.saving.config import CheckpointConfig
 from pipelines.train.saving.saver import Saver
 from pipelines.train.saving.state import TrainState
+from pipelines.train.saving.upload import Mirror
 
 CONFIG_JSON = {"kind": "diffusion", "manifest_digest": "a" * 64, "recipe_digest": "b" * 64, "model": {"width": 8}}
 
@@ -67,6 +69,27 @@ def test_every_checkpoint_is_one_with_its_digests_and_scores(uri, tmp_path):
         digests[CONFIG],
     )
     assert (tags["manifest_digest"], found[3].params["kind"]) == ("a" * 64, "diffusion")
+
+
+def test_one_that_could_go_only_when_it_was_copied_is_told_of_too(uri, tmp_path, monkeypatch):
+    begun, goes_on, copy = threading.Event(), threading.Event(), Mirror._copy
+
+    def slow_copy(mirror, depot, step):
+        begun.set()
+        assert goes_on.wait(60)
+        return copy(mirror, depot, step)
+
+    monkeypatch.setattr(Mirror, "_copy", slow_copy)
+    run = tmp_path / "busy"
+    with start(uri, run) as tracker:
+        saver = Saver(run, CheckpointConfig(keep=1, upload=str(tmp_path / "copies")), lambda folder: None, tracker)
+        saver.save(state(1), CONFIG_JSON, {})
+        assert begun.wait(60)
+        saver.save(state(2), CONFIG_JSON, {})
+        saver.wait()
+        goes_on.set()
+        saver.close()
+    assert {step: m.tags["state"] for step, m in models(uri, tracker.run_id).items()} == {1: "deleted", 2: "kept"}
 
 
 def test_what_a_killed_start_did_not_tell_is_told_by_the_next(uri, tmp_path):
