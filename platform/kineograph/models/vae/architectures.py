@@ -116,9 +116,8 @@ def diffusers_class(name: str) -> Any:
         import diffusers
     except ImportError as error:
         raise UserError("this autoencoder needs the diffusers library: pip install diffusers") from error
-    with device(
-        "cpu"
-    ):  # its file is imported only now, and has constants that shall be real where shapes are asked for
+    # Its file is imported only now, and may have constants, which shall be real where only shapes are asked for.
+    with device("cpu"):
         return getattr(diffusers, name)
 
 
